@@ -1,0 +1,45 @@
+"""The engine room: the resident model on one device, behind one protocol.
+
+The worker knows this protocol and nothing else of the room: the same daemon runs on the Phi-4
+engine, on the fake one in tests, or on a remote actor. Only files of this package may import
+torch, transformers or peft, and this one imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from phi4d.job import Completion, Request
+
+
+class Engine(Protocol):
+    """The resident model on one device."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model, as it stands in the sidecars."""
+
+    @property
+    def device(self) -> str:
+        """The device, such as ``cuda:0`` or ``cpu``."""
+
+    def generate(
+        self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
+    ) -> list[Completion]:
+        """Answer requests of one kind as a batch; greedy, each as if it were alone.
+
+        Args:
+            requests: at least one, all of the same kind.
+            on_step: called at least once a generated token; what it raises ends the call.
+
+        Returns:
+            One completion a request, in the same order.
+
+        Raises:
+            DeviceError: out of memory, or the device was lost; fewer requests may do.
+            ValueError: requests of different kinds.
+        """
+
+    def close(self) -> None:
+        """Give the device's memory back. Idempotent."""

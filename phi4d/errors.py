@@ -1,0 +1,67 @@
+"""The exception tree. The class says whose fault it is, and that decides what happens.
+
+    Phi4dError
+    ├── ConfigError        the operator's: refuse to start, exit 78
+    ├── FileError          the file's: quarantine it with the reason
+    │   ├── DecoderDied    the decode process crashed or hung on it: one more try
+    │   └── FileChanged    it was not settled: drop this job, a newer one follows
+    ├── EnvironmentFault   the disk's, mount's or permission's: pause and resume
+    ├── DeviceError        the GPU's: shrink the batch, then restart
+    └── Stopped            nobody's: the daemon was asked to stop, put the work back
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Phi4dError(Exception):
+    """Base of everything that phi4d raises on purpose. ``str()`` is fit for an operator's eyes."""
+
+    fault: ClassVar[str] = "internal"
+
+
+class ConfigError(Phi4dError):
+    """The configuration, or the model that it names, cannot be used. Holds every fault found.
+
+    Attributes:
+        faults: one line each: the file or key, what was found, what was expected, what to do.
+    """
+
+    fault = "config"
+
+    def __init__(self, *faults: str) -> None:
+        self.faults = faults
+        super().__init__("\n".join(faults))
+
+
+class FileError(Phi4dError):
+    """The file cannot be described or transcribed, and trying again would not help."""
+
+    fault = "file"
+
+
+class DecoderDied(FileError):
+    """A decode process crashed, hung or ran out of memory on this file."""
+
+
+class FileChanged(FileError):
+    """The file is no longer the version that was queued: changed, replaced or gone."""
+
+
+class EnvironmentFault(Phi4dError):
+    """The file did nothing wrong: a full disk, a missing mount, a refused permission."""
+
+    fault = "environment"
+
+
+class DeviceError(Phi4dError):
+    """The device that holds the model failed: out of memory, or lost."""
+
+    fault = "device"
+
+
+class Stopped(Phi4dError):
+    """Work was given up because the daemon is stopping."""
+
+    fault = "none"

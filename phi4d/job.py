@@ -1,0 +1,152 @@
+"""The vocabulary as frozen values: what waits, what is asked, what is answered.
+
+Nothing here does I/O or imports a heavy package.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SAMPLE_RATE_HZ = 16_000
+"""Rate of all audio inside phi4d: the model's feature extractor takes no other."""
+
+
+class Kind(StrEnum):
+    """What a file holds, and so which adapter answers for it."""
+
+    IMAGE = "image"
+    AUDIO = "audio"
+
+
+class State(StrEnum):
+    """Where a job stands in the store."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    DROPPED = "dropped"
+    """Overtaken by a newer version of the file, or the file is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Tells one version of a file at a path from another.
+
+    The device number is not part of it: it changes when a disk is mounted again, and every file
+    would be done twice (docs/decisions/0001-fingerprint.md).
+    """
+
+    inode: int
+    size: int
+    """bytes"""
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Fingerprint:
+        """The fingerprint of a file from its ``stat``."""
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One version of one file under one inbox rule; a row in the store."""
+
+    id: int
+    inbox: str
+    """name of the inbox rule"""
+    path: bytes
+    """path below the inbox folder, as the file system has it (any bytes)"""
+    kind: Kind
+    fingerprint: Fingerprint
+    attempts: int = 0
+    """how often it was started and not finished, this time included"""
+    crashes: int = 0
+    """how many decode processes died on it"""
+
+    @property
+    def name(self) -> str:
+        """The relative path, printable whatever its bytes are."""
+        return printable(self.path)
+
+
+def printable(path: bytes | str | os.PathLike[str]) -> str:
+    """A path as one printable line: control characters and invalid bytes are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a decode process makes of a file: a picture, or one stretch of a recording.
+
+    A picture is one piece; a recording is one or more, in order of time.
+    """
+
+    media: NDArray[np.uint8] | NDArray[np.float32]
+    """picture: (height, width, 3) uint8 RGB. audio: (samples,) float32 in [-1, 1], 16 kHz mono"""
+    start: float = 0.0
+    """seconds from the beginning of the recording; 0 for a picture"""
+    end: float = 0.0
+    """seconds; 0 for a picture"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One model call: a picture with a prompt, or one stretch of audio with a prompt."""
+
+    kind: Kind
+    prompt: str
+    """the user's words alone, without role tokens and media placeholders"""
+    media: NDArray[np.uint8] | NDArray[np.float32]
+    """as in `Piece.media`"""
+    max_new_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The answer to one request."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    truncated: bool = False
+    """the answer was cut at the token limit"""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a recording with its text."""
+
+    start: float
+    """seconds"""
+    end: float
+    """seconds"""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a job's file: everything that the sidecars tell."""
+
+    kind: Kind
+    text: str
+    prompt: str
+    model: str
+    device: str
+    segments: tuple[Segment, ...] = ()
+    """empty for a picture"""
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    truncated: bool = False
+    seconds: float = 0.0
+    """wall-clock time from claim to answer"""
+    media: tuple[tuple[str, float], ...] = ()
+    """facts of the source, e.g. (("width", 640), ("height", 480)) or (("duration", 3.2),)"""
