@@ -1,13 +1,13 @@
 """The exception tree. The class says whose fault it is, and that decides what happens.
 
-    Phi4dError
-    ├── ConfigError        the operator's: refuse to start, exit 78
-    ├── FileError          the file's: quarantine it with the reason
-    │   ├── DecoderDied    the decode process crashed or hung on it: one more try
-    │   └── FileChanged    it was not settled: drop this job, a newer one follows
-    ├── EnvironmentFault   the disk's, mount's or permission's: pause and resume
-    ├── DeviceError        the GPU's: shrink the batch, then restart
-    └── Stopped            nobody's: the daemon was asked to stop, put the work back
+Phi4dError
+├── ConfigError        the operator's: refuse to start, exit 78
+├── FileError          the file's: quarantine it with the reason
+│   ├── DecoderDied    the decode process crashed or hung on it: one more try
+│   └── FileChanged    it was not settled: drop this job, a newer one follows
+├── EnvironmentFault   the disk's, mount's or permission's: pause and resume
+├── DeviceError        the GPU's: shrink the batch, then restart
+└── Stopped            nobody's: the daemon was asked to stop, put the work back
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ corrections change behaviour only where the original gives wrong numbers or cras
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.models.phi4_multimodal import modeling_phi4_multimodal as upstream
@@ -122,7 +122,7 @@ def _within(lengths: Tensor, size: int) -> Tensor:
 
 
 def _additive(attend: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as numbers to add to attention scores: 0 to attend, the dtype's minimum not to."""
+    """A bool mask as numbers to add to attention scores: 0 to attend, the minimum not to."""
     blocked = torch.zeros(attend.shape, dtype=dtype, device=attend.device)
     return blocked.masked_fill_(~attend, torch.finfo(dtype).min)
 
