@@ -1,0 +1,122 @@
+"""The one atomic write: a file is there whole and durable, or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+
+from phi4d.errors import EnvironmentFault, FileError
+from phi4d.job import printable
+
+_TEMP = ".phi4d-%d-%d.tmp"
+_TEMP_PATTERN = re.compile(rb"^\.phi4d-\d+-\d+\.tmp$")
+_counter = itertools.count()
+
+
+def write(folder: bytes, name: bytes, data: bytes) -> bytes:
+    """Write a file durably, in place of an older one of the same name.
+
+    The folder must exist. Temporary file in the same folder, fsync, rename, fsync of the folder:
+    when this returns, a power cut cannot take the file back.
+
+    Returns:
+        The path written.
+
+    Raises:
+        EnvironmentFault: full disk, read-only or missing folder, no permission, I/O error.
+        FileError: the name is longer than the file system takes.
+    """
+    path = os.path.join(folder, name)
+    try:
+        _write(folder, name, data)
+    except OSError as error:
+        raise as_fault(error, path) from error
+    return path
+
+
+def _write(folder: bytes, name: bytes, data: bytes) -> None:
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        temp = _TEMP % (os.getpid(), next(_counter))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(temp, flags, 0o666, dir_fd=directory)
+        try:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(file, view) :]
+                os.fsync(file)
+            finally:
+                os.close(file)
+            os.rename(temp, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            # after a failed fsync the data's fate is unknown: throw it away, never try it again
+            with contextlib.suppress(OSError):
+                os.unlink(temp, dir_fd=directory)
+            raise
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def make_folder(folder: bytes, root: bytes) -> None:
+    """Make a folder below a root, durably. The root itself is never made: it may be a mount.
+
+    Raises:
+        EnvironmentFault: the root is missing, or the folder cannot be made.
+    """
+    missing = []
+    path = folder
+    while path != root and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    try:
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)
+            parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(parent)
+            finally:
+                os.close(parent)
+    except OSError as error:
+        raise as_fault(error, path) from error
+
+
+def sweep(folder: bytes) -> int:
+    """Remove temporary files that a killed daemon left in a folder.
+
+    Returns:
+        How many there were.
+    """
+    gone = 0
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if _TEMP_PATTERN.match(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+                    gone += 1
+    return gone
+
+
+def as_fault(error: OSError, path: bytes) -> EnvironmentFault | FileError:
+    """Whose fault a failed write is: never the source file's, unless its name is too long."""
+    where, why = printable(path), error.strerror or str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return FileError(
+            f"{where}: the sidecar's name is too long for the file system; shorten the file's name"
+        )
+    advice = {
+        errno.ENOSPC: "free some space or inodes",
+        errno.EDQUOT: "raise the quota",
+        errno.EROFS: "mount it writable",
+        errno.EACCES: "give the daemon's user write access",
+        errno.EPERM: "give the daemon's user write access",
+        errno.ENOENT: "mount or make the outbox",
+        errno.ENOTDIR: "a file is where a folder should be: move it away",
+        errno.EISDIR: "a folder is where the sidecar should be: move it away",
+    }.get(error.errno or 0, "look at the disk or mount")
+    return EnvironmentFault(f"{where}: cannot be written: {why}; {advice}")
