@@ -1,0 +1,175 @@
+"""Pictures: from an open file to RGB samples, by content and whatever the extension says.
+
+Runs in a decode process. It must not write, follow names, or start programs; that is why the
+formats are a list of ours (Pillow's EPS reader starts Ghostscript).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+import pillow_heif
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from phi4d.errors import FileError
+from phi4d.media.probe import HEAD_BYTES, describe
+
+pillow_heif.register_heif_opener()
+Image.MAX_IMAGE_PIXELS = None  # the cap is ours, below: Pillow only warns at 89 MP
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM")
+MAX_PIXELS = 200_000_000
+"""default cap: the 200 MP of today's largest phone sensors; about 2.5 GB while it is decoded"""
+MODEL_PIXELS = 36 * 448 * 448
+"""the most that Phi-4-multimodal looks at: 36 crops of 448 pixels square (its processor's
+``dynamic_hd`` and crop size)"""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what undoes it (EXIF 2.32, tag 0x0112)"""
+
+
+def decode(
+    file: BinaryIO, *, max_pixels: int = MAX_PIXELS
+) -> tuple[NDArray[np.uint8], dict[str, float]]:
+    """Decode a picture, upright, the first frame of an animation, transparency laid on white.
+
+    Args:
+        file: open for reading and seekable, at its beginning.
+        max_pixels: a picture whose header promises more is refused before it is decoded.
+
+    Returns:
+        (height, width, 3) uint8 RGB, and the facts ``width`` and ``height``: the upright
+        picture's own size in pixels. Pictures beyond `MODEL_PIXELS` several times over come
+        reduced, so the samples may be fewer than the facts say.
+
+    Raises:
+        FileError: not a picture, damaged, cut off, or too large.
+        MemoryError: the process's limit was reached.
+    """
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the picture is what counts
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except (MemoryError, FileError):
+            raise
+        except UnidentifiedImageError:
+            raise FileError(_unidentified(head)) from None
+        except Exception as error:
+            raise FileError(_damaged("", error)) from error
+        with image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise FileError(
+                    f"is a picture of {width} x {height} = {width * height / 1e6:.0f} megapixels; "
+                    f"at most {max_pixels / 1e6:.0f} are read: make it smaller, "
+                    "or raise the limit on pixels"
+                )
+            kind = f"{image.format} "
+            try:
+                # Read before loading: TIFF turns itself while it loads, and tells the turned size
+                # from the start.
+                turned = image.format != "TIFF" and _orientation(image) >= 5
+                samples = _samples(image)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise FileError(_damaged(kind, error)) from error
+    if turned:
+        width, height = height, width
+    return samples, {"width": float(width), "height": float(height)}
+
+
+def _samples(image: Image.Image) -> NDArray[np.uint8]:
+    """Decode, reduce, convert and turn upright."""
+    if factor := _reduction(image.size):
+        # Only JPEG knows draft; it decodes at 1/2, 1/4 or 1/8, never smaller than what is asked.
+        image.draft("RGB", (image.width // factor, image.height // factor))
+    image.load()
+    orientation = _orientation(image)  # after loading: TIFF has forgotten it by then
+    picture = _rgb(image)
+    if factor := _reduction(picture.size):
+        picture = picture.reduce(factor)
+    if orientation in _TURNS:
+        picture = picture.transpose(_TURNS[orientation])
+    return np.asarray(picture, np.uint8)
+
+
+def _reduction(size: tuple[int, int]) -> int:
+    """The whole number to divide a picture's sides by, or 0.
+
+    What is left has at least four times `MODEL_PIXELS`, twice in each direction, so the model's
+    own resampling still decides what it sees; it only keeps half a gigabyte of samples that the
+    model cannot use from travelling between processes.
+    """
+    factor = math.isqrt(size[0] * size[1] // (4 * MODEL_PIXELS))
+    return factor if factor > 1 else 0
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8. Damaged EXIF in a sound picture is no reason to refuse it."""
+    try:
+        value = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB: deep samples scaled to eight bits, transparency on white."""
+    if image.mode.startswith("I;16"):
+        # Exact rounding of v / 257, without floats twice the picture's size.
+        deep = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_scaled(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        below = Image.new("RGB", above.size, "white")
+        below.paste(above, mask=above.getchannel("A"))
+        return below
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled(values: NDArray[np.int32] | NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Samples of unknown range as eight bits.
+
+    Those that fit 16 bits are taken for 16 bits (so PGM and some PNG arrive), floats within 0..1
+    for a fraction of white; anything else is stretched from its least to its greatest value.
+    """
+    finite = np.nan_to_num(np.asarray(values, np.float32), posinf=0.0, neginf=0.0)
+    low, high = float(finite.min()), float(finite.max())
+    if low >= 0 and high <= (65535 if values.dtype.kind == "i" else 1.0):
+        low, high = 0.0, 65535.0 if values.dtype.kind == "i" else 1.0
+    scaled: NDArray[np.float32] = (finite - low) * (255.0 / max(high - low, 1e-30))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _unidentified(head: bytes) -> str:
+    found = describe(head)
+    if "picture" in found:
+        return f"begins as {found} but is damaged or cut off: copy it again from its source"
+    return (
+        f"is not a picture that can be read: it holds {found}. "
+        "Give it its right name, convert it to JPEG or PNG, or remove it"
+    )
+
+
+def _damaged(kind: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if "truncated" in reason:
+        return f"is a {kind}picture that is cut off ({reason}): copy it again from its source"
+    return f"is a damaged {kind}picture ({reason}): copy it again from its source"
