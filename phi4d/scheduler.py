@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from phi4d.job import Job
+
+LONGEST_PAUSE_SECONDS = 300.0
 
 
 def pick(waiting: Sequence[Job], capacity: int) -> list[Job]:
@@ -25,3 +29,66 @@ def pick(waiting: Sequence[Job], capacity: int) -> list[Job]:
         return [first]
     same = [job for job in waiting if job.kind is first.kind and not job.attempts]
     return same[:capacity]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """An inbox that waits for its surroundings to be mended."""
+
+    reason: str
+    until: float
+    seconds: float
+
+
+class Pauses:
+    """Which inboxes wait, and how long: longer each time, up to five minutes.
+
+    An inbox whose pause is over is on trial: it is no longer paused, and `resume` or another
+    `pause` tells how the trial went. The time is passed in. Any thread may call.
+
+    Args:
+        seconds: the first pause.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._first = seconds
+        self._pauses: dict[str, Pause] = {}
+        self._lock = threading.Lock()
+
+    def pause(self, inbox: str, reason: str, now: float) -> bool:
+        """Let an inbox wait.
+
+        Returns:
+            Whether this is news: not paused before, or for another reason.
+        """
+        with self._lock:
+            old = self._pauses.get(inbox)
+            if old is not None and now < old.until:
+                return False  # another worker of the same inbox met the same wall
+            seconds = min(old.seconds * 2, LONGEST_PAUSE_SECONDS) if old else self._first
+            self._pauses[inbox] = Pause(reason, now + seconds, seconds)
+            return old is None or old.reason != reason
+
+    def resume(self, inbox: str) -> bool:
+        """The inbox works.
+
+        Returns:
+            Whether it had been paused.
+        """
+        with self._lock:
+            return self._pauses.pop(inbox, None) is not None
+
+    def paused(self, now: float) -> list[str]:
+        """The inboxes that wait now."""
+        with self._lock:
+            return [inbox for inbox, pause in self._pauses.items() if now < pause.until]
+
+    def on_trial(self, inbox: str) -> bool:
+        """Whether the inbox was paused and has not worked since."""
+        with self._lock:
+            return inbox in self._pauses
+
+    def reasons(self) -> dict[str, str]:
+        """Why each inbox waits."""
+        with self._lock:
+            return {inbox: pause.reason for inbox, pause in self._pauses.items()}

@@ -120,3 +120,18 @@ def as_fault(error: OSError, path: bytes) -> EnvironmentFault | FileError:
         errno.EISDIR: "a folder is where the sidecar should be: move it away",
     }.get(error.errno or 0, "look at the disk or mount")
     return EnvironmentFault(f"{where}: cannot be written: {why}; {advice}")
+
+
+def probe(folder: bytes) -> None:
+    """Try whether a folder can be written now, and leave nothing there.
+
+    Raises:
+        EnvironmentFault: it cannot.
+    """
+    name = _TEMP % (os.getpid(), next(_counter))
+    path = os.path.join(folder, name.encode())
+    try:
+        write(folder, name.encode(), b"phi4d\n" * 1024)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)

@@ -1,0 +1,421 @@
+"""The worker: a thread that takes jobs from claim to finish on one slot.
+
+It knows the engine's protocol, the store, the decode pool and the outputs, and decides by whose
+fault something is what becomes of a job. It never looks into an inbox and never opens a file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from phi4d import log as logs
+from phi4d import outputs
+from phi4d.engine import Engine
+from phi4d.errors import (
+    DecoderDied,
+    DeviceError,
+    EnvironmentFault,
+    FileChanged,
+    FileError,
+    Phi4dError,
+    Stopped,
+)
+from phi4d.job import Completion, Fingerprint, Job, Kind, Piece, Request, Result, Segment, printable
+from phi4d.media.pool import DecodePool, Decoding
+from phi4d.outputs import atomic
+from phi4d.scheduler import Pauses, pick
+from phi4d.store import Store
+
+log = logging.getLogger(__name__)
+
+LOOK_AHEAD = 256  # waiting jobs that the scheduler sees at once
+DECODER_TRIES = 2  # a file that kills its decode process so often is at fault
+DEVICE_TRIES = 3  # failures in a row with a batch of one, after which the device is given up
+IDLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a worker must know of an inbox."""
+
+    path: bytes
+    """the inbox folder"""
+    outbox: bytes
+    """the root of the sidecars"""
+    prompts: Mapping[Kind, str]
+
+
+@dataclass(slots=True)
+class _Task:
+    """A claimed job on its way."""
+
+    job: Job
+    rule: Rule
+    log: logging.LoggerAdapter[logging.Logger]
+    began: float
+    answers: list[tuple[float, float, Completion]] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
+    outstanding: int = 0
+    decoded: bool = False
+    ended: bool = False
+
+    @property
+    def source(self) -> bytes:
+        return os.path.join(self.rule.path, self.job.path)
+
+    @property
+    def name(self) -> str:
+        return f"{self.job.inbox}/{self.job.name}"
+
+
+class Worker(threading.Thread):
+    """Drives one engine.
+
+    Args:
+        engine: the slot's engine; the worker does not close it.
+        store: where jobs come from and go to.
+        pool: the decode processes, shared by all workers.
+        rules: the inboxes by name.
+        pauses: the inboxes that wait, shared by all workers.
+        batch_size: requests in one call of the engine, at most.
+        max_new_tokens: tokens of one answer, at most.
+        max_attempts: starts without an end after which a job is given up.
+        ahead: how many files are being decoded at once for this worker.
+        on_result: called after a job has ended, with its result if it was done.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        pool: DecodePool,
+        rules: Mapping[str, Rule],
+        pauses: Pauses,
+        *,
+        batch_size: int = 8,
+        max_new_tokens: int = 512,
+        max_attempts: int = 5,
+        ahead: int = 1,
+        on_result: Callable[[Job, Result | None, str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name=f"worker {engine.device}")
+        self.last_beat = clock()
+        """monotonic seconds of the last sign of life"""
+        self.error: BaseException | None = None
+        """what ended the thread, if it was not `stop`"""
+        self._engine = engine
+        self._store = store
+        self._pool = pool
+        self._rules = rules
+        self._pauses = pauses
+        self._limit = batch_size
+        self._max_new_tokens = max_new_tokens
+        self._max_attempts = max_attempts
+        self._ahead = ahead
+        self._on_result = on_result or (lambda job, result, reason: None)
+        self._clock = clock
+        self._device_failures = 0
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._aborting = threading.Event()
+
+    def wake(self) -> None:
+        """There may be work."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Take nothing new; the running call of the engine may end."""
+        self._stopping.set()
+        self._wake.set()
+
+    def abort(self) -> None:
+        """Give the running call up at its next step and put its jobs back."""
+        self._aborting.set()
+        self.stop()
+
+    def beat(self) -> None:
+        """A sign of life, given at least once a token.
+
+        Raises:
+            Stopped: `abort` was called.
+        """
+        self.last_beat = self._clock()
+        if self._aborting.is_set():
+            raise Stopped("the daemon is stopping")
+
+    def run(self) -> None:
+        """Work until told to stop, or until the device is lost."""
+        try:
+            while not self._stopping.is_set():
+                self.last_beat = self._clock()
+                self._wake.clear()
+                if tasks := self._take():
+                    self._work(tasks)
+                else:
+                    self._wake.wait(IDLE_SECONDS)
+        except BaseException as error:
+            self.error = error
+            if isinstance(error, Phi4dError):
+                log.error("%s: %s", self._engine.device, error)  # noqa: TRY400 -- foreseen
+            else:
+                log.exception("%s: the worker ended unexpectedly", self._engine.device)
+
+    def _take(self) -> list[_Task]:
+        """Claim what comes next; empty when there is nothing to do."""
+        try:
+            waiting = self._store.waiting(LOOK_AHEAD, self._pauses.paused(self._clock()))
+            chosen = pick([j for j in waiting if j.inbox in self._rules], self._limit)
+            for inbox in {job.inbox for job in chosen}:
+                if self._pauses.on_trial(inbox) and not self._try_again(inbox):
+                    chosen = [job for job in chosen if job.inbox != inbox]
+            if not chosen:
+                return []
+            claimed = self._store.claim([job.id for job in chosen], self._engine.device)
+        except EnvironmentFault as fault:
+            log.warning("%s", fault)
+            self._stopping.wait(IDLE_SECONDS)
+            return []
+        tasks = [self._task(job) for job in claimed]
+        for task in tasks:
+            if task.job.attempts > self._max_attempts:
+                n = task.job.attempts - 1
+                self._give_up(
+                    task, "file", f"was started {n} times and never finished; look for its cause"
+                )
+        return [task for task in tasks if not task.ended]
+
+    def _task(self, job: Job) -> _Task:
+        job_log = logs.for_job(log, job, self._engine.device)
+        return _Task(job, self._rules[job.inbox], job_log, self._clock())
+
+    def _try_again(self, inbox: str) -> bool:
+        """Whether the outbox of an inbox whose pause is over can be written again."""
+        try:
+            atomic.probe(self._rules[inbox].outbox)
+        except EnvironmentFault as fault:
+            self._pause(inbox, fault)
+            return False
+        if self._pauses.resume(inbox):
+            log.warning('inbox "%s": works again', inbox)
+        return True
+
+    def _pause(self, inbox: str, fault: EnvironmentFault) -> None:
+        if self._pauses.pause(inbox, str(fault), self._clock()):
+            log.warning('inbox "%s" pauses, nothing is lost: %s', inbox, fault)
+
+    def _work(self, tasks: list[_Task]) -> None:
+        ready: list[tuple[_Task, Piece]] = []
+        pieces = self._decode(tasks)
+        try:
+            for task, piece in pieces:
+                ready.append((task, piece))
+                if len(ready) >= self._limit:
+                    self._answer(ready)
+                    ready = []
+                if self._stopping.is_set():
+                    raise Stopped("the daemon is stopping")
+            if ready:
+                self._answer(ready)
+        except Stopped:
+            self._put_back(tasks, count=False)
+        except EnvironmentFault as fault:
+            for inbox in {task.job.inbox for task in tasks}:
+                self._pause(inbox, fault)
+            self._put_back(tasks, count=False)
+        except DeviceError as error:
+            self._shrink(tasks, error)
+        except Exception:
+            # a fault of ours: each of these jobs is tried alone, a bounded number of times
+            log.exception("%s: unexpected error", ", ".join(t.name for t in tasks if not t.ended))
+            self._put_back(tasks, count=True)
+        else:
+            self._device_failures = 0
+        finally:
+            pieces.close()
+
+    def _decode(self, tasks: Sequence[_Task]) -> Generator[tuple[_Task, Piece]]:
+        """The pieces of all tasks in order; some files are decoded ahead of the one given out."""
+        pending = deque(tasks)
+        open_: deque[tuple[_Task, Decoding]] = deque()
+        try:
+            while pending or open_:
+                while pending and len(open_) < self._ahead:
+                    task = pending.popleft()
+                    job = task.job
+                    with self._faults_of(task):
+                        open_.append(
+                            (
+                                task,
+                                self._pool.decode(
+                                    task.source, job.kind, job.fingerprint, on_wait=self.beat
+                                ),
+                            )
+                        )
+                if not open_:
+                    continue
+                task, stream = open_[0]
+                with self._faults_of(task):
+                    for piece in stream:
+                        task.outstanding += 1
+                        yield task, piece
+                    task.facts = dict(stream.facts)
+                    task.decoded = True
+                stream.close()
+                open_.popleft()
+                self._finish_if_ready(task)
+        finally:
+            for _, stream in open_:
+                stream.close()
+
+    @contextmanager
+    def _faults_of(self, task: _Task) -> Iterator[None]:
+        """What goes wrong in decoding a file ends or puts back its job, and no other."""
+        try:
+            yield
+        except FileChanged as error:
+            self._persist(lambda: self._store.drop(task.job, str(error)))
+            self._ended(task, None, f"set aside: {error}", logging.INFO)
+        except DecoderDied as error:
+            if task.job.crashes + 1 < DECODER_TRIES:
+                task.log.warning("%s: %s; it is tried once more", task.name, error)
+                self._persist(lambda: self._store.requeue(task.job, count=True, crashed=True))
+                task.ended = True
+            else:
+                self._give_up(task, error.fault, f"{error}, {DECODER_TRIES} times")
+        except FileError as error:
+            self._give_up(task, error.fault, str(error))
+        except EnvironmentFault as fault:
+            self._pause(task.job.inbox, fault)
+            self._put_back([task], count=False)
+
+    def _answer(self, ready: list[tuple[_Task, Piece]]) -> None:
+        """One call of the engine; jobs that have all their answers are finished."""
+        ready = [(task, piece) for task, piece in ready if not task.ended]
+        if not ready:
+            return
+        requests = [
+            Request(
+                task.job.kind,
+                task.rule.prompts[task.job.kind],
+                piece.media,
+                max_new_tokens=self._max_new_tokens,
+            )
+            for task, piece in ready
+        ]
+        completions = self._engine.generate(requests, on_step=self.beat)
+        for (task, piece), completion in zip(ready, completions, strict=True):
+            # the picture itself is no longer needed, and a long recording has many pieces
+            task.answers.append((piece.start, piece.end, completion))
+            task.outstanding -= 1
+        for task in {id(task): task for task, _ in ready}.values():
+            self._finish_if_ready(task)
+
+    def _finish_if_ready(self, task: _Task) -> None:
+        if task.ended or not task.decoded or task.outstanding:
+            return
+        result = self._result(task)
+        try:
+            if not _is_still(task.source, task.job.fingerprint):
+                raise FileChanged("the file changed while it was worked on; the new one follows")
+            paths = outputs.write(task.job, result, task.rule.outbox)
+        except EnvironmentFault as fault:
+            self._pause(task.job.inbox, fault)
+            self._put_back([task], count=False)
+            return
+        except FileError:
+            with self._faults_of(task):
+                raise
+            return
+        self._persist(lambda: self._store.finish(task.job))
+        self._ended(
+            task,
+            result,
+            f"done: {result.kind}, {result.seconds:.1f} s, {result.new_tokens} tokens, "
+            f"{result.device} → {printable(paths[0])}",
+            logging.INFO,
+        )
+
+    def _result(self, task: _Task) -> Result:
+        completions = [completion for _, _, completion in task.answers]
+        return Result(
+            kind=task.job.kind,
+            text=" ".join(c.text for c in completions if c.text),
+            prompt=task.rule.prompts[task.job.kind],
+            model=self._engine.model,
+            device=self._engine.device,
+            segments=tuple(
+                Segment(start, end, c.text)
+                for start, end, c in task.answers
+                if task.job.kind is Kind.AUDIO
+            ),
+            prompt_tokens=sum(c.prompt_tokens for c in completions),
+            new_tokens=sum(c.new_tokens for c in completions),
+            truncated=any(c.truncated for c in completions),
+            seconds=self._clock() - task.began,
+            media=tuple(task.facts.items()),
+        )
+
+    def _shrink(self, tasks: list[_Task], error: DeviceError) -> None:
+        """The device failed: put the jobs back and go on with half the batch, or give it up."""
+        alone = self._limit == 1
+        self._put_back(tasks, count=alone)
+        if alone:
+            self._device_failures += 1
+            if self._device_failures >= DEVICE_TRIES:
+                raise error
+        self._limit = max(1, self._limit // 2)
+        log.warning("%s: %s; goes on with batches of %d", self._engine.device, error, self._limit)
+
+    def _put_back(self, tasks: Iterable[_Task], *, count: bool) -> None:
+        for task in tasks:
+            if not task.ended:
+                task.ended = True
+                self._persist(lambda job=task.job: self._store.requeue(job, count=count))
+
+    def _give_up(self, task: _Task, fault: str, reason: str) -> None:
+        self._persist(lambda: self._store.fail(task.job, fault, reason))
+        self._ended(task, None, f"failed: {reason}", logging.ERROR, fault)
+
+    def _ended(
+        self, task: _Task, result: Result | None, words: str, level: int, fault: str = ""
+    ) -> None:
+        task.ended = True
+        task.log.log(
+            level, "%s: %s", task.name, words, extra={"PHI4D_FAULT": fault} if fault else {}
+        )
+        self._on_result(task.job, result, words)
+
+    def _persist(self, change: Callable[[], bool]) -> None:
+        """Make a change in the store, waiting for its disk if need be.
+
+        Given up only at a stop: the job is then found running, and done again, at the next start.
+        """
+        said = False
+        while True:
+            try:
+                change()
+            except EnvironmentFault as fault:
+                if not said:
+                    log.warning("%s", fault)
+                    said = True
+                self.last_beat = self._clock()
+                if self._stopping.wait(IDLE_SECONDS):
+                    return
+            else:
+                return
+
+
+def _is_still(path: bytes, fingerprint: Fingerprint) -> bool:
+    """Whether the file at a path is still the version that was worked on."""
+    try:
+        return Fingerprint.of(os.stat(path, follow_symlinks=False)) == fingerprint
+    except OSError:
+        return False
