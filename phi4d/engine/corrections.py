@@ -61,13 +61,13 @@ class _MaskedAudioModel(upstream.Phi4MultimodalAudioModel):
     def forward_embeddings(
         self, hidden_states: Tensor, masks: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        hidden_states, attend, masks = super().forward_embeddings(hidden_states, masks)
+        hidden_states, attend, masks = super().forward_embeddings(hidden_states, masks)  # type: ignore[no-untyped-call]
         return hidden_states, _additive(attend, hidden_states.dtype), masks
 
     def calculate_hs_mask(
         self, hidden_states: Tensor, device: torch.device, mask: Tensor | None
     ) -> Tensor:
-        attend = super().calculate_hs_mask(hidden_states, device, mask)
+        attend = super().calculate_hs_mask(hidden_states, device, mask)  # type: ignore[no-untyped-call]
         return _additive(attend, hidden_states.dtype)
 
 

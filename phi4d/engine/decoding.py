@@ -1,0 +1,88 @@
+"""From embeddings to answers: greedy decoding of a batch, token by token.
+
+An own loop rather than transformers' ``generate``: each row has its own limit, a finished row
+leaves the batch at once (so that it neither costs time nor drives the rotary scaling of the others
+past 4,096 tokens), and the caller is heard after every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from phi4d.engine.faults import device_faults
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Phi4MultimodalForCausalLM
+
+
+def greedy(
+    model: Phi4MultimodalForCausalLM,
+    embeds: Tensor,
+    attend: Tensor,
+    limits: Sequence[int],
+    *,
+    stop: Collection[int],
+    never: Collection[int],
+    on_step: Callable[[], None],
+) -> list[list[int]]:
+    """Answer a batch of prompts, each by its likeliest token at every step.
+
+    Args:
+        model: corrected, with the adapter set.
+        embeds: (batch, length, hidden), padded on the left.
+        attend: (batch, length), 1 where a row's prompt is.
+        limits: for each row, the most tokens to answer, 1 or more.
+        stop: ids that end an answer.
+        never: ids that are not to be answered. Upstream takes a generated media id for media and
+            crashes (fault E).
+        on_step: called after each step, which is a token for every row that is not finished.
+
+    Returns:
+        For each row its tokens, the one that ended it included.
+
+    Raises:
+        DeviceError: out of memory, or the device was lost.
+    """
+    device = str(embeds.device)
+    forbidden = torch.tensor(sorted(never), device=device)
+    answers: list[list[int]] = [[] for _ in limits]
+    rows = list(range(len(limits)))
+    positions = (attend.cumsum(1) - 1).clamp(min=0)
+    inputs: dict[str, Any] = {"inputs_embeds": embeds}
+    cache = None
+    while True:
+        with device_faults(device, f"answering {len(rows)} requests"):
+            out = model(
+                **inputs,
+                attention_mask=attend,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = out.past_key_values
+            chosen = out.logits[:, -1].index_fill(1, forbidden, -torch.inf).argmax(-1)
+            tokens = chosen.tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            answers[row].append(token)
+        on_step()
+        going = [
+            i
+            for i, row in enumerate(rows)
+            if tokens[i] not in stop and len(answers[row]) < limits[row]
+        ]
+        if not going:
+            return answers
+        with device_faults(device, f"answering {len(going)} requests"):
+            positions = positions[:, -1:] + 1
+            if len(going) < len(rows):
+                keep = torch.tensor(going, device=device)
+                chosen, attend, positions = chosen[keep], attend[keep], positions[keep]
+                cache.batch_select_indices(keep)
+                rows = [rows[i] for i in going]
+            attend = torch.cat([attend, attend.new_ones(len(rows), 1)], dim=1)
+            inputs = {"input_ids": chosen[:, None]}

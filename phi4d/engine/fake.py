@@ -1,0 +1,123 @@
+"""An engine for tests: no model, no torch; its answers follow from the media.
+
+It ships with the package, so that the daemon can be run whole in a test, or by somebody who
+extends it, with nothing but this in the GPU's place::
+
+    engine = FakeEngine(failures={1: DeviceError("cuda:0: out of memory")})
+    engine.generate([...])  # raises
+    engine.generate([...])  # answers
+
+    engine = FakeEngine(gate=threading.Event())
+    engine.entered.wait()   # somebody called generate; it stays there, beating,
+    engine.gate.set()       # until this
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from phi4d.engine.requests import check_requests
+from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request
+
+BEAT_S = 0.01
+"""how often a call that waits at the gate beats"""
+
+
+class FakeEngine:
+    """Implements `phi4d.engine.Engine` for tests.
+
+    Args:
+        model: its name.
+        device: its device's name; nothing is done with it.
+        tokens: how many tokens each answer has; ``on_step`` is called once for each.
+        gate: a call waits for it before its first token.
+        hung: do not call ``on_step`` while waiting at the gate, as a hung device would not.
+        failures: what to raise, by the number of the call, the first being 1.
+        answer: makes a request's text; `describe` if none is given.
+
+    Attributes:
+        calls: the requests of each call so far, also of those that failed.
+        entered: set when a call begins.
+        closed: `close` was called.
+    """
+
+    def __init__(
+        self,
+        model: str = "fake",
+        device: str = "cpu",
+        *,
+        tokens: int = 3,
+        gate: threading.Event | None = None,
+        hung: bool = False,
+        failures: Mapping[int, Exception] | None = None,
+        answer: Callable[[Request], str] | None = None,
+    ) -> None:
+        self._model = model
+        self._device = device
+        self.tokens = tokens
+        self.gate = gate
+        self.hung = hung
+        self.failures = dict(failures or {})
+        self.answer = answer or describe
+        self.calls: list[tuple[Request, ...]] = []
+        self.entered = threading.Event()
+        self.closed = False
+        self._turn = threading.Lock()
+
+    @property
+    def model(self) -> str:
+        """The name it was given."""
+        return self._model
+
+    @property
+    def device(self) -> str:
+        """The device it was given."""
+        return self._device
+
+    def generate(
+        self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
+    ) -> list[Completion]:
+        """Answer each request by `answer`, after the gate and the failure meant for this call.
+
+        Raises:
+            ValueError: as the real engine does.
+            RuntimeError: the engine is closed.
+        """
+        check_requests(requests)
+        if self.closed:
+            raise RuntimeError(f"the engine on {self._device} is closed")
+        beat = on_step or (lambda: None)
+        with self._turn:
+            self.calls.append(tuple(requests))
+            failure = self.failures.get(len(self.calls))
+        self.entered.set()
+        while self.gate is not None and not self.gate.wait(None if self.hung else BEAT_S):
+            beat()
+        if failure is not None:
+            raise failure
+        for _ in range(self.tokens):
+            beat()
+        return [
+            Completion(
+                text=self.answer(request),
+                prompt_tokens=len(request.prompt.split()) + 1,
+                new_tokens=min(self.tokens, request.max_new_tokens),
+                truncated=self.tokens > request.max_new_tokens,
+            )
+            for request in requests
+        ]
+
+    def close(self) -> None:
+        """Refuse further calls; let one that waits at the gate go on. Idempotent."""
+        self.closed = True
+        if self.gate is not None:
+            self.gate.set()
+
+
+def describe(request: Request) -> str:
+    """``picture 640x480: Describe.`` or ``audio 3.2 s: Transcribe.``."""
+    if request.kind is Kind.IMAGE:
+        height, width = request.media.shape[:2]
+        return f"picture {width}x{height}: {request.prompt}"
+    return f"audio {len(request.media) / SAMPLE_RATE_HZ:.1f} s: {request.prompt}"

@@ -1,0 +1,192 @@
+"""The model's folder: where it lies, and whether it can be loaded. No torch, no network.
+
+Everything that can be wrong with a folder is found here, before gigabytes are read, and named with
+what to do. Loading is ``loader.py``'s.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from phi4d.errors import ConfigError
+
+HUB_ID = "microsoft/Phi-4-multimodal-instruct"
+REVISION = "refs/pr/70"
+"""the revision of `HUB_ID` with the converted layout, which transformers' own classes load"""
+ADAPTERS = {"vision": "vision-lora", "speech": "speech-lora"}
+"""adapter's name to its folder below the model's"""
+MODEL_TYPE = "phi4_multimodal"
+ORIGINAL_TYPE = "phi4mm"
+"""what the original, remote-code layout calls itself"""
+
+
+def resolve(model: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """Find the folder of a model on this machine. Never downloads.
+
+    Args:
+        model: a folder, or a name on the Hugging Face hub such as `HUB_ID`. An existing folder, or
+            a text that begins with ``/``, ``.`` or ``~``, is a folder; so is anything that cannot
+            be a hub's name.
+        revision: branch, tag or commit of the hub's model; None for `REVISION`.
+        cache_dir: the hub's cache; None for the user's (``HF_HOME``).
+
+    Raises:
+        ConfigError: the hub's model was not downloaded; the message has the command that does it.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() or not _is_hub_id(model):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    revision = revision or REVISION
+    try:
+        return Path(
+            snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ConfigError(
+            f"{model}: neither a folder nor in the hub's cache"
+            f"{f' {cache_dir}' if cache_dir else ''} at revision {revision}. "
+            f"Download it with: {download_command(model, revision, cache_dir)}"
+        ) from error
+
+
+def download_command(
+    model: str = HUB_ID, revision: str = REVISION, cache_dir: str | Path | None = None
+) -> str:
+    """The command line that downloads a model where `resolve` finds it."""
+    cache = f" --cache-dir {cache_dir}" if cache_dir else ""
+    return f"hf download {model} --revision {revision}{cache}"
+
+
+def check(folder: Path) -> None:
+    """See that a folder holds a whole model in the converted layout.
+
+    Reads the configs and the weight files' headers, not the weights.
+
+    Raises:
+        ConfigError: with every fault found: the file, what is wrong, what to do.
+    """
+    if faults := _faults(folder):
+        raise ConfigError(*faults)
+
+
+def max_crops(folder: Path) -> int | None:
+    """The most crops a picture may have by the folder's processor config; None if it is silent."""
+    for name, key in (
+        ("processor_config.json", "image_processor"),
+        ("preprocessor_config.json", ""),
+    ):
+        try:
+            config = read_json(folder / name)
+        except FileNotFoundError:
+            continue
+        crops = (config.get(key) or {}).get("dynamic_hd") if key else config.get("dynamic_hd")
+        if crops is not None:
+            return int(crops)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, or not an object.
+    """
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"an object was expected, found {type(value).__name__}")  # noqa: TRY004 - bad content, not a bad argument
+    return value
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether a text can be the name of a model on the hub: ``owner/name``."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text) is not None
+
+
+def _faults(folder: Path) -> list[str]:
+    if fault := _folder_fault(folder):
+        return [fault]
+    faults = _weight_faults(folder, "model.safetensors")
+    for name in ADAPTERS.values():
+        faults += _adapter_faults(folder / name)
+    faults += _json_faults(folder / "tokenizer.json")
+    for name in ("processor_config.json", "preprocessor_config.json", "generation_config.json"):
+        if (folder / name).exists():
+            faults += _json_faults(folder / name)
+    return faults
+
+
+def _folder_fault(folder: Path) -> str | None:
+    """Why a folder is no Phi-4-multimodal at all, if it is none; the rest is then not looked at."""
+    if not folder.exists():
+        return (
+            f"{folder}: no such folder. Give the folder of a downloaded model, or {HUB_ID} after: "
+            f"{download_command()}"
+        )
+    if not folder.is_dir():
+        return f"{folder}: not a folder. Give the folder that holds config.json"
+    try:
+        found = read_json(folder / "config.json").get("model_type")
+    except (OSError, ValueError) as error:
+        if (folder / "config.json").exists():
+            return f"{folder}/config.json: cannot be read ({error}). Download the model again"
+        return f"{folder}: no config.json, so not a model. Download one: {download_command()}"
+    if found == MODEL_TYPE:
+        return None
+    if found == ORIGINAL_TYPE:
+        what = f"{folder}/config.json: model_type {found!r} is the original, remote-code layout"
+    else:
+        what = f"{folder}/config.json: model_type is {found!r}, expected {MODEL_TYPE!r}"
+    return f"{what}. Download the converted layout with: {download_command()}"
+
+
+def _adapter_faults(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return [
+            f"{folder}: the adapter is missing, and without it the model cannot see or hear. "
+            f"Download the model again"
+        ]
+    return _json_faults(folder / "adapter_config.json") + _weight_faults(
+        folder, "adapter_model.safetensors"
+    )
+
+
+def _weight_faults(folder: Path, name: str) -> list[str]:
+    """Faults of one weight file, or of the shards that its index names."""
+    index = folder / f"{name}.index.json"
+    if (folder / name).exists() or not index.exists():
+        return _safetensors_faults(folder / name)
+    try:
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return [f"{index}: not an index of shards ({error!r}). Download the model again"]
+    return [fault for shard in shards for fault in _safetensors_faults(folder / shard)]
+
+
+def _safetensors_faults(path: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Opening compares the header with the file's length, so a broken download shows.
+        with safe_open(path, framework="np"):
+            return []
+    except FileNotFoundError:
+        return [f"{path}: the weights are missing. Download the model again"]
+    except (SafetensorError, OSError) as error:
+        return [f"{path}: cut short or not weights ({error}). Download the model again"]
+
+
+def _json_faults(path: Path) -> list[str]:
+    try:
+        read_json(path)
+    except FileNotFoundError:
+        return [f"{path}: missing. Download the model again"]
+    except (OSError, ValueError) as error:
+        return [f"{path}: cannot be read ({error}). Download the model again"]
+    return []

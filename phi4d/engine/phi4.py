@@ -1,0 +1,218 @@
+"""The Phi-4 engine: requests in, completions out, on one device.
+
+It joins what its siblings do: the folder is found and loaded, prompts become ids, pictures become
+crops and clips features, these become embeddings, and the decoder answers. It knows no files, jobs
+or queues.
+
+What upstream does wrong is put right in several places; the letters are those of the list in
+``docs/architecture.md``. A to C: ``corrections.py``. E: ``decoding.py``. F, the processor's lost
+chat template: ``tokens.py``. Here:
+
+- D: an answer never carries its row over 4,096 tokens, where the rotary scaling changes.
+- H: prompts above 4,096 tokens are answered apart from those below, which they would change.
+- G: a batch is all pictures or all audio.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, cast
+
+import numpy as np
+import torch
+
+from phi4d.engine import folder as folders
+from phi4d.engine.decoding import greedy
+from phi4d.engine.embedding import Clip, Prompt, embed
+from phi4d.engine.loader import Loaded, load
+from phi4d.engine.requests import check_requests
+from phi4d.engine.tiler import MAX_CROPS, Tiles, tile
+from phi4d.engine.tokens import Tokens
+from phi4d.errors import ConfigError
+from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LEAST_SAMPLES = 400
+"""the feature extractor's window, 25 ms; a shorter clip is followed by silence"""
+ADAPTER = {Kind.IMAGE: "vision", Kind.AUDIO: "speech"}
+
+
+class Phi4Engine:
+    """Phi-4-multimodal on one device; see `phi4d.engine.Engine`.
+
+    A lock makes calls wait for each other; engines on different devices run side by side.
+    """
+
+    def __init__(
+        self, loaded: Loaded, tokens: Tokens, *, name: str, device: str, max_crops: int = MAX_CROPS
+    ) -> None:
+        self._loaded: Loaded | None = loaded
+        self._tokens = tokens
+        self._name = name
+        self._device = device
+        self._max_crops = max_crops
+        self._adapter: str | None = None
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        model_path: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        user_prompt: str = "<|user|>",
+        assistant_prompt: str = "<|assistant|>",
+        prompt_suffix: str = "<|end|>",
+        max_crops: int | None = None,
+        threads: int | None = None,
+    ) -> Self:
+        """Find, check and load a model.
+
+        Args:
+            model_path: a folder, or a hub id that was downloaded before (`folder.resolve`).
+            device: ``cpu`` or ``cuda:N``.
+            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16`` (`loader.choose_dtype`).
+            revision: of a hub id; None for the one with the converted layout.
+            cache_dir: the hub's cache; None for the user's.
+            user_prompt: opens the user's turn; may hold special tokens, as may the next two.
+            assistant_prompt: opens the answer.
+            prompt_suffix: ends the user's turn.
+            max_crops: the most crops a picture is cut into, 1 or more; None for the model's own.
+            threads: CPU threads for torch, of the whole process; None leaves them.
+
+        Raises:
+            ConfigError: the folder or an argument cannot be used; every fault found is named.
+            DeviceError: the device has too little memory, or failed.
+        """
+        if max_crops is not None and max_crops < 1:
+            raise ConfigError(f"max_crops: {max_crops} is too few; give 1 or more")
+        folder = folders.resolve(model_path, revision, cache_dir)
+        folders.check(folder)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        loaded = load(folder, device, dtype)
+        tokens = Tokens(
+            folder / "tokenizer.json",
+            media=(loaded.image_id, loaded.audio_id),
+            stop=loaded.stop_ids,
+            user_prompt=user_prompt,
+            assistant_prompt=assistant_prompt,
+            prompt_suffix=prompt_suffix,
+        )
+        # A hub's model lies in a folder that is named by a hash.
+        local = folder == Path(model_path).expanduser()
+        return cls(
+            loaded,
+            tokens,
+            name=folder.resolve().name if local else model_path,
+            device=device,
+            max_crops=max_crops or folders.max_crops(folder) or MAX_CROPS,
+        )
+
+    @property
+    def model(self) -> str:
+        """The folder's name, or the hub id."""
+        return self._name
+
+    @property
+    def device(self) -> str:
+        """The device, such as ``cuda:0`` or ``cpu``."""
+        return self._device
+
+    def generate(
+        self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
+    ) -> list[Completion]:
+        """Answer requests of one kind; see `phi4d.engine.Engine.generate`.
+
+        ``on_step`` is also called after each tower's work. The engine is usable after any error
+        but that of a lost device.
+
+        Raises:
+            DeviceError: out of memory, or the device was lost; fewer requests may do.
+            ValueError: no requests, requests of different kinds, media of the wrong shape, a limit
+                below 1, or a prompt longer than the model takes (131,072 tokens).
+            RuntimeError: the engine is closed.
+        """
+        kind = check_requests(requests)
+        beat = on_step or (lambda: None)
+        with self._turn, torch.inference_mode():
+            loaded = self._loaded
+            if loaded is None:
+                raise RuntimeError(f"the engine on {self._device} is closed")
+            prompts = [self._prompt(loaded, i, request) for i, request in enumerate(requests)]
+            short = [prompt for prompt in prompts if len(prompt.ids) <= loaded.short_tokens]
+            long = [prompt for prompt in prompts if len(prompt.ids) > loaded.short_tokens]
+            answers: dict[int, list[int]] = {}
+            for group in filter(None, (short, long)):
+                answers.update(self._answer(loaded, kind, group, beat))
+        return [self._completion(prompt, answers[prompt.place]) for prompt in prompts]
+
+    def close(self) -> None:
+        """Give the device's memory back. Idempotent; waits for a call that is running."""
+        with self._turn:
+            self._loaded = None
+        gc.collect()  # modules refer to each other in circles
+        if self._device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def _prompt(self, loaded: Loaded, place: int, request: Request) -> Prompt:
+        media: Tiles | Clip
+        if request.kind is Kind.IMAGE:
+            media = tile(cast("NDArray[np.uint8]", request.media), self._max_crops)
+        else:
+            media = _clip(loaded, cast("NDArray[np.float32]", request.media))
+        media_id = loaded.image_id if request.kind is Kind.IMAGE else loaded.audio_id
+        ids = self._tokens.prompt(request.prompt, media_id, media.tokens)
+        bound = loaded.short_tokens if len(ids) <= loaded.short_tokens else loaded.longest_tokens
+        # The last token of an answer is not fed back, so it may stand one past the bound.
+        room = bound + 1 - len(ids)
+        if room < 1:
+            raise ValueError(f"a prompt of {len(ids)} tokens; the model takes {bound}")
+        return Prompt(place, ids, min(request.max_new_tokens, room), media)
+
+    def _answer(
+        self, loaded: Loaded, kind: Kind, prompts: list[Prompt], beat: Callable[[], None]
+    ) -> dict[int, list[int]]:
+        """The answers' ids by place, for prompts that may share a batch."""
+        if self._adapter != ADAPTER[kind]:
+            loaded.model.set_adapter(ADAPTER[kind])
+            self._adapter = ADAPTER[kind]
+        embeds, attend = embed(loaded.model, prompts, beat)
+        answers = greedy(
+            loaded.model,
+            embeds,
+            attend,
+            [prompt.limit for prompt in prompts],
+            stop=self._tokens.stop,
+            never=self._tokens.media,
+            on_step=beat,
+        )
+        return {prompt.place: answer for prompt, answer in zip(prompts, answers, strict=True)}
+
+    def _completion(self, prompt: Prompt, answer: list[int]) -> Completion:
+        return Completion(
+            text=self._tokens.text(answer),
+            prompt_tokens=len(prompt.ids),
+            new_tokens=len(answer),
+            truncated=answer[-1] not in self._tokens.stop,
+        )
+
+
+def _clip(loaded: Loaded, samples: NDArray[np.float32]) -> Clip:
+    """A clip's features, worked out alone.
+
+    Upstream's extractor changes frames at the end of the shorter clips of a batch.
+    """
+    # One sample that is no number would make every number of the answer none.
+    samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
+    samples = np.pad(samples, (0, max(0, LEAST_SAMPLES - len(samples))))
+    made = loaded.features(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
+    return Clip(made["audio_input_features"][0], int(made["audio_embed_sizes"][0]))
