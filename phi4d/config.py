@@ -124,7 +124,7 @@ class Config(_Model):
     disable_parallel: bool = False
     """use one GPU even if there are several"""
     multi_gpu_threshold_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0
-    """free memory, in GiB, that a GPU must have to get a worker of its own"""
+    """free memory, in GB (10^9 bytes), that a GPU must have to get a worker of its own"""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     """pictures, or stretches of recordings, that one model call takes at most"""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 512

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from phi4d import log as logs
 from phi4d import outputs
@@ -120,7 +121,7 @@ class Worker(threading.Thread):
         self._max_new_tokens = max_new_tokens
         self._max_attempts = max_attempts
         self._ahead = ahead
-        self._on_result = on_result or (lambda job, result, reason: None)
+        self._on_result = on_result
         self._clock = clock
         self._device_failures = 0
         self._wake = threading.Event()
@@ -281,12 +282,12 @@ class Worker(threading.Thread):
         try:
             yield
         except FileChanged as error:
-            self._persist(lambda: self._store.drop(task.job, str(error)))
+            self._persist(self._store.drop, task.job, str(error))
             self._ended(task, None, f"set aside: {error}", logging.INFO)
         except DecoderDied as error:
             if task.job.crashes + 1 < DECODER_TRIES:
                 task.log.warning("%s: %s; it is tried once more", task.name, error)
-                self._persist(lambda: self._store.requeue(task.job, count=True, crashed=True))
+                self._persist(self._store.requeue, task.job, count=True, crashed=True)
                 task.ended = True
             else:
                 self._give_up(task, error.fault, f"{error}, {DECODER_TRIES} times")
@@ -322,26 +323,18 @@ class Worker(threading.Thread):
         if task.ended or not task.decoded or task.outstanding:
             return
         result = self._result(task)
-        try:
+        with self._faults_of(task):
             if not _is_still(task.source, task.job.fingerprint):
-                raise FileChanged("the file changed while it was worked on; the new one follows")
+                raise FileChanged("it changed while it was worked on; the new version follows")
             paths = outputs.write(task.job, result, task.rule.outbox)
-        except EnvironmentFault as fault:
-            self._pause(task.job.inbox, fault)
-            self._put_back([task], count=False)
-            return
-        except FileError:
-            with self._faults_of(task):
-                raise
-            return
-        self._persist(lambda: self._store.finish(task.job))
-        self._ended(
-            task,
-            result,
-            f"done: {result.kind}, {result.seconds:.1f} s, {result.new_tokens} tokens, "
-            f"{result.device} → {printable(paths[0])}",
-            logging.INFO,
-        )
+            self._persist(self._store.finish, task.job)
+            self._ended(
+                task,
+                result,
+                f"done: {result.kind}, {result.seconds:.1f} s, {result.new_tokens} tokens, "
+                f"{result.device} → {printable(paths[0])}",
+                logging.INFO,
+            )
 
     def _result(self, task: _Task) -> Result:
         completions = [completion for _, _, completion in task.answers]
@@ -378,10 +371,10 @@ class Worker(threading.Thread):
         for task in tasks:
             if not task.ended:
                 task.ended = True
-                self._persist(lambda job=task.job: self._store.requeue(job, count=count))
+                self._persist(self._store.requeue, task.job, count=count)
 
     def _give_up(self, task: _Task, fault: str, reason: str) -> None:
-        self._persist(lambda: self._store.fail(task.job, fault, reason))
+        self._persist(self._store.fail, task.job, fault, reason)
         self._ended(task, None, f"failed: {reason}", logging.ERROR, fault)
 
     def _ended(
@@ -391,9 +384,10 @@ class Worker(threading.Thread):
         task.log.log(
             level, "%s: %s", task.name, words, extra={"PHI4D_FAULT": fault} if fault else {}
         )
-        self._on_result(task.job, result, words)
+        if self._on_result:
+            self._on_result(task.job, result, words)
 
-    def _persist(self, change: Callable[[], bool]) -> None:
+    def _persist(self, change: Callable[..., bool], *args: Any, **options: bool) -> None:
         """Make a change in the store, waiting for its disk if need be.
 
         Given up only at a stop: the job is then found running, and done again, at the next start.
@@ -401,7 +395,7 @@ class Worker(threading.Thread):
         said = False
         while True:
             try:
-                change()
+                change(*args, **options)
             except EnvironmentFault as fault:
                 if not said:
                     log.warning("%s", fault)

@@ -1,1 +1,10 @@
 """The trained tiny checkpoint and sample files, for trying the plumbing and for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MODEL_PATH = "demo"
+"""Value of ``model_path`` that stands for the checkpoint which ships."""
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+SAMPLES = Path(__file__).parent / "samples"

@@ -1,0 +1,262 @@
+"""The command line: thin. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import phi4d
+from phi4d.errors import ConfigError, Phi4dError
+
+if TYPE_CHECKING:
+    from phi4d.config import Config
+    from phi4d.job import Result
+
+EXIT_FAILURE = 1
+EXIT_CONFIG = 78
+
+app = typer.Typer(
+    name="phi4d",
+    help="Drop pictures and recordings into a folder; find descriptions and transcripts in another."
+    " Runs Phi-4-multimodal on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="TOML file, instead of /etc/phi4d/phi4d.toml and your own.",
+    ),
+]
+LegacyOption = Annotated[
+    Path | None,
+    typer.Option("--config-file", metavar="FILE", help="The old script's config.json."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any key; may be given several times."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model-path", metavar="MODEL", help='Hub id, folder, or "demo" (a tiny toy to try).'
+    ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:0,cuda:1 …")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Log in detail.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"phi4d {phi4d.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    inbox: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Watch this folder, and only this one.")
+    ] = None,
+    outbox: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help='Sidecars of --inbox; "beside" = next to the files.'),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Work off what is there and leave.")] = False,
+    model_path: ModelOption = None,
+    device: DeviceOption = None,
+    settings: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Watch the inboxes and write sidecars to the outboxes, until SIGTERM or Ctrl-C."""
+    options = _options(settings, model_path=model_path, device=device, debug=debug or None)
+    if inbox is not None:
+        table = {"path": str(inbox)}
+        if outbox is not None:
+            table["outbox"] = str(outbox)
+        options["inbox"] = [table]
+    elif outbox is not None:
+        _refuse("--outbox goes with --inbox")
+    with _Refusals():
+        settled = _load(config, config_file, options)
+        from phi4d import daemon, log
+
+        log.setup(debug=settled.debug)
+        code = daemon.run(settled, once=once)
+    raise typer.Exit(code)
+
+
+@app.command()
+def process(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE|URL…", help="Pictures and recordings.", show_default=False),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Ask this instead of the usual.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write sidecars there as well.")
+    ] = None,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    model_path: ModelOption = None,
+    device: DeviceOption = None,
+    settings: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Describe pictures and transcribe recordings now, and print the answers."""
+    with _Refusals():
+        settled = _load(
+            config,
+            config_file,
+            _options(settings, model_path=model_path, device=device, debug=debug or None),
+        )
+        sources = files or [url for url in (settled.image_url, settled.audio_url) if url]
+        if not sources:
+            _refuse("nothing to do: name a file or a URL")
+        import logging
+
+        from phi4d import log, oneshot
+
+        log.setup(debug=settled.debug)
+        if not settled.debug:
+            # a failure is reported below; the daemon's log would say it twice
+            logging.getLogger("phi4d").setLevel(logging.CRITICAL)
+        several = len(sources) > 1
+
+        def report(source: str, result: Result | None, words: str) -> None:
+            if result is None:
+                typer.echo(f"phi4d: {source}: {words.removeprefix('failed: ')}", err=True)
+            else:
+                typer.echo(f"{source}: {result.text}" if several else result.text)
+
+        ok = oneshot.process(
+            settled,
+            sources,
+            report,
+            prompt=prompt,
+            output_dir=output_dir or settled.results_dir,
+        )
+    raise typer.Exit(0 if ok else EXIT_FAILURE)
+
+
+@app.command()
+def status(
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Tell what waits, runs, is done and has failed."""
+    import sqlite3
+
+    from phi4d import lock
+    from phi4d import status as words
+    from phi4d.store import Reader
+
+    with _Refusals():
+        settled = _load(config, config_file, _options(settings))
+    pid = lock.holder(settled.state_dir / "lock")
+    try:
+        reader = Reader(settled.store_path)
+        snapshot = words.Snapshot(
+            daemon_pid=pid,
+            counts=reader.counts(),
+            running=[
+                (words.display_name(job.inbox, job.path), device, time.time() - started)
+                for job, device, started in reader.running()
+            ],
+            failures=[
+                (words.display_name(f.inbox, f.path), f.reason, f.when) for f in reader.failures(10)
+            ],
+        )
+        reader.close()
+    except FileNotFoundError:
+        typer.echo(
+            f"phi4d: {settled.store_path}: there is no store; phi4d has not run with this "
+            "configuration (state_dir)",
+            err=True,
+        )
+        raise typer.Exit(EXIT_FAILURE) from None
+    except sqlite3.Error as error:
+        typer.echo(f"phi4d: {settled.store_path}: cannot be read: {error}", err=True)
+        raise typer.Exit(EXIT_FAILURE) from None
+    typer.echo(words.render(snapshot))
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Where; default: ./phi4d-demo.")
+    ] = None,
+) -> None:
+    """Show the daemon at work on samples, with a tiny toy model that ships."""
+    from phi4d import trial
+
+    raise typer.Exit(trial.run(folder or Path("phi4d-demo")))
+
+
+def _options(settings: list[str] | None, **named: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            _refuse(f"--set {setting}: expected KEY=VALUE")
+        options[key] = value
+    return {**options, **{key: value for key, value in named.items() if value is not None}}
+
+
+def _load(config: Path | None, config_file: Path | None, options: dict[str, Any]) -> Config:
+    from phi4d import config as configuration
+
+    return configuration.load(config=config, config_file=config_file, options=options)
+
+
+class _Refusals:
+    """What goes wrong on purpose becomes lines on stderr and an exit code, not a traceback."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ConfigError):
+            for fault in error.faults:
+                typer.echo(f"phi4d: {fault}", err=True)
+            raise typer.Exit(EXIT_CONFIG) from None
+        if isinstance(error, Phi4dError):
+            typer.echo(f"phi4d: {error}", err=True)
+            raise typer.Exit(EXIT_FAILURE) from None
+
+
+def _refuse(words: str) -> NoReturn:
+    typer.echo(f"phi4d: {words}; see phi4d --help", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

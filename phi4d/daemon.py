@@ -1,0 +1,321 @@
+"""The composition root: builds the house, keeps it running, and stops it in order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+from phi4d import demo, status
+from phi4d.config import Config
+from phi4d.engine import Engine
+from phi4d.errors import ConfigError, EnvironmentFault, Stopped
+from phi4d.inbox import Found, Root, Watcher
+from phi4d.job import Job, Kind, Result
+from phi4d.lock import Lock
+from phi4d.media.pool import DecodePool
+from phi4d.media.probe import kind_of
+from phi4d.notify import notify, watchdog_seconds
+from phi4d.outputs import atomic
+from phi4d.scheduler import Pauses
+from phi4d.store import Arrival, Store
+from phi4d.worker import Rule, Worker
+
+log = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_LATER = 75
+"""EX_TEMPFAIL of sysexits.h: something waits for its surroundings to be mended."""
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: the configuration cannot be used."""
+
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+TICK_SECONDS = 1.0
+STATUS_SECONDS = 5.0
+
+
+def make_engines(config: Config) -> Iterator[Engine]:
+    """Load the model on each device that the configuration asks for, one after the other."""
+    from phi4d.engine import devices
+    from phi4d.engine.phi4 import Phi4Engine
+
+    names = devices.choose(
+        config.device,
+        devices.probe(),
+        force_cpu=config.force_cpu,
+        disable_parallel=config.disable_parallel,
+        multi_gpu_threshold_gb=config.multi_gpu_threshold_gb,
+    )
+    for name in names:
+        log.info("loading %s on %s", config.model_path, name)
+        yield Phi4Engine.load(
+            str(demo.CHECKPOINT) if config.model_path == demo.MODEL_PATH else config.model_path,
+            device=name,
+            revision=config.revision,
+            cache_dir=config.cache_dir,
+            user_prompt=config.user_prompt,
+            assistant_prompt=config.assistant_prompt,
+            prompt_suffix=config.prompt_suffix,
+        )
+
+
+def make_pool(config: Config) -> DecodePool:
+    """Start the decode processes; to be called before anything imports torch."""
+    return DecodePool(
+        config.decode_processes,
+        timeout_s=config.decode_seconds,
+        max_pixels=int(config.max_megapixels * 1e6),
+        max_duration_s=config.max_duration_hours * 3600,
+        max_file_bytes=int(config.max_file_mb * 1e6),
+    )
+
+
+class Daemon:
+    """The whole daemon. Call `start`, then `tick` about every second, then `stop`.
+
+    Args:
+        config: a checked configuration.
+        engines: loads the engines; tests give fake ones.
+        on_result: called when a job has ended, with its result, or None and the reason.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        engines: Callable[[Config], Iterator[Engine]] = make_engines,
+        on_result: Callable[[Job, Result | None, str], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._make_engines = engines
+        self._on_result = on_result
+        self._boxes = config.inboxes()
+        self._pauses = Pauses(config.pause_seconds)
+        self._engines: list[Engine] = []
+        self._workers: list[Worker] = []
+        self._watcher: Watcher | None = None
+        self._cleanup = contextlib.ExitStack()
+        self._hung = False
+        self._next_status = 0.0
+
+    def start(self) -> None:
+        """Build everything and begin; when this returns, the service is ready.
+
+        Raises:
+            ConfigError: something that was configured cannot be used.
+            Stopped: a signal to stop came while the model was loaded.
+        """
+        if not self._boxes:
+            raise ConfigError(
+                "inbox: none configured; add an [[inbox]] table with path and outbox to "
+                "/etc/phi4d/phi4d.toml, or give --inbox and --outbox"
+            )
+        config = self._config
+        try:
+            config.state_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"state_dir: {config.state_dir} cannot be made: {error.strerror}; name a folder "
+                "that the daemon's user can write"
+            ) from error
+        lock = Lock(config.state_dir / "lock")
+        self._cleanup.callback(lock.release)
+        pool = make_pool(config)
+        self._cleanup.callback(pool.close)
+        store = Store(config.store_path)
+        self._cleanup.callback(store.close)
+        self._store = store
+        self._make_outboxes()
+        self._recover()
+        for engine in self._make_engines(config):
+            self._engines.append(engine)
+            self._cleanup.callback(engine.close)
+            if signal.sigpending() & STOP_SIGNALS:
+                raise Stopped("told to stop while loading")
+        self._start_watcher()
+        self._start_workers(pool)
+        notify(f"READY=1\nSTATUS={status.line(store.counts())}")
+        log.info(
+            "ready: watching %s; %s",
+            ", ".join(f"{box.path} → {box.outbox_root()}" for box in self._boxes),
+            " and ".join(f"{engine.model} on {engine.device}" for engine in self._engines),
+        )
+
+    def _make_outboxes(self) -> None:
+        for box in self._boxes:
+            root = box.outbox_root()
+            try:
+                if root != box.path:
+                    root.mkdir(parents=True, exist_ok=True)
+                atomic.probe(os.fsencode(root))
+            except OSError as error:
+                fault: EnvironmentFault | None = EnvironmentFault(
+                    f"{root}: cannot be made: {error.strerror}; make it, or give the daemon's "
+                    "user access"
+                )
+            except EnvironmentFault as error:
+                fault = error
+            else:
+                fault = None
+            if fault:
+                log.warning('inbox "%s" pauses, nothing is lost: %s', box.name, fault)
+                self._pauses.pause(box.name, str(fault), time.monotonic())
+
+    def _recover(self) -> None:
+        """Go on from where a killed daemon was."""
+        outboxes = {box.name: os.fsencode(box.outbox_root()) for box in self._boxes}
+        jobs = self._store.recover()
+        for folder in {
+            os.path.dirname(os.path.join(outboxes[job.inbox], job.path))
+            for job in jobs
+            if job.inbox in outboxes
+        }:
+            atomic.sweep(folder)
+        if jobs:
+            log.warning("%d files were being worked on when phi4d ended; begun again", len(jobs))
+
+    def _start_watcher(self) -> None:
+        def of_kinds(kinds: tuple[str, ...]) -> Callable[[bytes], Kind | None]:
+            def kind(name: bytes) -> Kind | None:
+                found = kind_of(name)
+                return found if found in kinds else None
+
+            return kind
+
+        self._watcher = Watcher(
+            [Root(box.name, os.fsencode(box.path), of_kinds(box.kinds)) for box in self._boxes],
+            self._take_in,
+            settle_seconds=self._config.settle_seconds,
+            rescan_seconds=self._config.rescan_seconds,
+        )
+        self._watcher.start()
+        while not self._watcher.armed.wait(TICK_SECONDS):
+            if not self._watcher.is_alive():
+                raise ConfigError("the inboxes cannot be watched; the log says why")
+
+    def _start_workers(self, pool: DecodePool) -> None:
+        config = self._config
+        rules = {
+            box.name: Rule(
+                os.fsencode(box.path),
+                os.fsencode(box.outbox_root()),
+                {kind: config.prompt(box, kind) for kind in Kind},
+            )
+            for box in self._boxes
+        }
+        for engine in self._engines:
+            worker = Worker(
+                engine,
+                self._store,
+                pool,
+                rules,
+                self._pauses,
+                batch_size=config.batch_size,
+                max_new_tokens=config.max_new_tokens,
+                max_attempts=config.max_attempts,
+                ahead=max(1, config.decode_processes // len(self._engines)),
+                on_result=self._on_result,
+            )
+            self._workers.append(worker)
+            worker.start()
+
+    def _take_in(self, found: list[Found]) -> None:
+        """Files that are complete become jobs, if they are not already."""
+        new = self._store.add(Arrival(f.inbox, f.path, f.kind, f.fingerprint) for f in found)
+        if new:
+            names = [status.display_name(f.inbox, f.path) for f in found]
+            log.debug("queued %d of %d: %s", new, len(found), ", ".join(names[:5]))
+            for worker in self._workers:
+                worker.wake()
+
+    def tick(self, *, once: bool = False) -> int | None:
+        """Look after the house: signs of life, status, whether it is time to leave.
+
+        Args:
+            once: leave when everything that is there has been worked off.
+
+        Returns:
+            An exit code when the daemon must stop, else None.
+        """
+        now = time.monotonic()
+        dead = [worker for worker in self._workers if not worker.is_alive()]
+        if dead or self._watcher is None or not self._watcher.is_alive():
+            log.error("%s ended; phi4d stops", dead[0].name if dead else "the watcher")
+            return EXIT_FAILURE
+        self._feed_watchdog(now)
+        if now >= self._next_status:
+            self._next_status = now + STATUS_SECONDS
+            notify("STATUS=" + status.line(self._store.counts(), list(self._pauses.reasons())))
+        if once and self._watcher.caught_up.is_set():
+            paused = list(self._pauses.reasons())
+            if not self._store.busy(paused):
+                if self._store.busy():
+                    for name, reason in self._pauses.reasons().items():
+                        log.error('inbox "%s" still waits: %s', name, reason)
+                    return EXIT_LATER
+                return EXIT_OK
+        return None
+
+    def _feed_watchdog(self, now: float) -> None:
+        hung = [w for w in self._workers if now - w.last_beat > self._config.hang_seconds]
+        if hung and not self._hung:
+            log.error(
+                "%s: no sign of life for %.0f s; the service manager is left to restart phi4d",
+                hung[0].name,
+                now - hung[0].last_beat,
+            )
+        self._hung = bool(hung)
+        if not hung and watchdog_seconds():
+            notify("WATCHDOG=1")
+
+    def stop(self) -> None:
+        """Stop in order: inboxes, workers, outputs, store. Idempotent."""
+        notify("STOPPING=1")
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.join()
+            self._watcher = None
+        for worker in self._workers:
+            worker.stop()
+        deadline = time.monotonic() + self._config.stop_seconds
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+            worker.abort()
+        for worker in self._workers:
+            worker.join()
+        self._workers = []
+        self._cleanup.close()
+
+
+def run(config: Config, *, once: bool = False, daemon: Daemon | None = None) -> int:
+    """Run the daemon until a signal, or until the work is done. To be called in the main thread.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: something that was configured cannot be used.
+    """
+    # the signals are fetched by sigtimedwait: no handler runs at an awkward moment
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    daemon = daemon or Daemon(config)
+    try:
+        daemon.start()
+        while (code := daemon.tick(once=once)) is None:
+            got = signal.sigtimedwait(STOP_SIGNALS, TICK_SECONDS if not once else 0.1)
+            if got is not None:
+                log.info("%s: stopping", signal.Signals(got.si_signo).name)
+                code = EXIT_OK
+                break
+    except Stopped as stopped:
+        log.info("%s", stopped)
+        code = EXIT_OK
+    finally:
+        daemon.stop()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    log.info("stopped")
+    return code

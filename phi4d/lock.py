@@ -1,0 +1,58 @@
+"""One daemon for one state folder: a lock that ends with its process, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from phi4d.errors import ConfigError
+
+_FLOCK = "hhqqi"  # struct flock on 64-bit Linux: type, whence, start, length, pid; see fcntl(2)
+
+
+class Lock:
+    """Holds a lock file until `release`.
+
+    Raises:
+        ConfigError: another process holds it, or the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be written: {error.strerror}; state_dir must be a folder that "
+                "the daemon's user can write"
+            ) from error
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._fd)
+            raise ConfigError(
+                f"{path.parent}: another phi4d works here (pid {holder(path)}); stop it, or give "
+                "this one a state_dir of its own"
+            ) from error
+
+    def release(self) -> None:
+        """Let the lock go. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def holder(path: Path) -> int | None:
+    """Process id of who holds the lock; None when nobody does. Takes no lock itself."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # LOCK_SH asks whether even a reader would have to wait: a read-only file allows no more
+        answer = fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack(_FLOCK, fcntl.F_RDLCK, 0, 0, 0, 0))
+    finally:
+        os.close(fd)
+    kind, _, _, _, pid = struct.unpack(_FLOCK, answer)
+    return None if kind == fcntl.F_UNLCK else pid

@@ -1,0 +1,83 @@
+"""What the daemon is doing, in numbers and words, from what the store says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from phi4d.job import State, printable
+
+COLUMNS = (State.QUEUED, State.RUNNING, State.DONE, State.FAILED)
+HEADINGS = {
+    State.QUEUED: "waiting",
+    State.RUNNING: "running",
+    State.DONE: "done",
+    State.FAILED: "failed",
+}
+
+
+def totals(counts: Mapping[str, Mapping[State, int]]) -> dict[State, int]:
+    """Jobs of all inboxes by state."""
+    return {state: sum(of_inbox.get(state, 0) for of_inbox in counts.values()) for state in State}
+
+
+def line(counts: Mapping[str, Mapping[State, int]], paused: Sequence[str] = ()) -> str:
+    """One line, such as ``3 running, 128 waiting, 2 failed``, as systemd shows it."""
+    total = totals(counts)
+    words = (
+        f"{total[State.RUNNING]} running, {total[State.QUEUED]} waiting, "
+        f"{total[State.FAILED]} failed"
+    )
+    return f"{words}; paused: {', '.join(paused)}" if paused else words
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of the daemon at one moment."""
+
+    daemon_pid: int | None
+    counts: Mapping[str, Mapping[State, int]]
+    running: Sequence[tuple[str, str, float]] = field(default_factory=list)
+    """file, device, seconds since it was begun"""
+    failures: Sequence[tuple[str, str, float]] = field(default_factory=list)
+    """file, reason, seconds since the epoch"""
+
+
+def render(snapshot: Snapshot) -> str:
+    """The snapshot as a small table for people."""
+    if snapshot.daemon_pid is None:
+        lines = ["phi4d is not running"]
+    else:
+        lines = [f"phi4d is running, pid {snapshot.daemon_pid}"]
+    rows = [("inbox", *(HEADINGS[state] for state in COLUMNS))]
+    rows += [
+        (name, *(str(of_inbox.get(state, 0)) for state in COLUMNS))
+        for name, of_inbox in sorted(snapshot.counts.items())
+    ]
+    if len(snapshot.counts) > 1:
+        total = totals(snapshot.counts)
+        rows.append(("all", *(str(total[state]) for state in COLUMNS)))
+    if snapshot.counts:
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines.append("")
+        for row in rows:
+            cells = [row[0].ljust(widths[0])]
+            cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            lines.append("  ".join(cells))
+    else:
+        lines.append("no file has come in yet")
+    if snapshot.running:
+        lines += ["", "running"]
+        lines += [f"  {name}  on {device}, {s:.0f} s" for name, device, s in snapshot.running]
+    if snapshot.failures:
+        lines += ["", "last failures"]
+        for name, reason, when in snapshot.failures:
+            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+            lines.append(f"  {at}  {name}: {reason}")
+    return "\n".join(lines)
+
+
+def display_name(inbox: str, path: bytes) -> str:
+    """A file's name as people see it: the inbox, then the path below it."""
+    return f"{inbox}/{printable(path)}"
