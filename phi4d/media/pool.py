@@ -1,0 +1,321 @@
+"""The decode pool: keeps decode processes warm, lends them out, and replaces them.
+
+This is the media room's door: the rest of phi4d calls nothing else in it but
+`phi4d.media.probe.kind_of`. It must not import a codec; those live in the processes.
+
+Each process gets its requests and answers over a socket of its own, and has the read end of a
+pipe as standard input whose write end only this process holds: when this process dies, however it
+dies, the kernel kills them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from phi4d.errors import (
+    DecoderDied,
+    EnvironmentFault,
+    FileChanged,
+    FileError,
+    Phi4dError,
+    Stopped,
+)
+from phi4d.job import SAMPLE_RATE_HZ, Fingerprint, Kind, Piece
+from phi4d.media.process import DecodeProcess
+from phi4d.media.wire import TICK_S, Header, piece_of
+
+GIB = 1 << 30
+_ERRORS: dict[str, type[Phi4dError]] = {
+    error.__name__: error for error in (FileError, FileChanged, EnvironmentFault)
+}
+_MAX_AUDIO_BYTES = 30 * SAMPLE_RATE_HZ * 4
+
+
+class DecodePool:
+    """Decode processes, shared by all threads.
+
+    Args:
+        processes: how many. One consumer that decodes ahead by one file keeps two busy.
+        timeout_s: how long a process may be silent while somebody waits for it. It says that it
+            is alive once a second while it works through a recording, so this limits one
+            picture, or one second of work, and not the length of a recording.
+        max_pixels: of a picture.
+        max_duration_s: of a recording.
+        max_file_bytes: of any file.
+        memory_bytes: address space of one process (RLIMIT_AS).
+        replace_after: files, after which a process is replaced: codecs leak.
+
+    Raises:
+        EnvironmentFault: no process can be started.
+    """
+
+    def __init__(
+        self,
+        processes: int = 2,
+        *,
+        timeout_s: float = 60.0,
+        max_pixels: int = 200_000_000,
+        max_duration_s: float = 24 * 3600.0,
+        max_file_bytes: int = 8 * GIB,
+        memory_bytes: int = 4 * GIB,
+        replace_after: int = 500,
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.memory_bytes = memory_bytes
+        self.max_body_bytes = max(3 * max_pixels, _MAX_AUDIO_BYTES)
+        self._limits = {
+            "max_pixels": max_pixels,
+            "max_duration_s": max_duration_s,
+            "max_file_bytes": max_file_bytes,
+        }
+        self._replace_after = replace_after
+        self._closed = False
+        self._changed = threading.Condition()
+        self._all: set[DecodeProcess] = set()
+        self._idle: list[DecodeProcess] = []
+        try:
+            for _ in range(processes):
+                self._idle.append(self._start())
+        except BaseException:
+            self.close()
+            raise
+
+    def decode(
+        self,
+        path: bytes,
+        kind: Kind,
+        fingerprint: Fingerprint | None = None,
+        *,
+        on_wait: Callable[[], None] | None = None,
+    ) -> Decoding:
+        """Begin to decode a file; blocks until a process is idle.
+
+        The process begins at once and works ahead by about one piece, so a second call prefetches
+        while the first's pieces are used. A thread that holds as many decodings as there are
+        processes waits for itself: see `try_decode`.
+
+        Args:
+            path: where the file is.
+            kind: what it is to be read as.
+            fingerprint: the version that is wanted; None takes any.
+            on_wait: called about four times a second while waiting here and in the decoding;
+                what it raises ends the wait.
+
+        Raises:
+            Stopped: the pool is closed.
+            EnvironmentFault: no process can be started.
+        """
+        while True:
+            decoding = self.try_decode(path, kind, fingerprint, on_wait=on_wait)
+            if decoding is not None:
+                return decoding
+            with self._changed:
+                self._changed.wait_for(lambda: self._idle or self._closed, TICK_S)
+            if on_wait:
+                on_wait()
+
+    def try_decode(
+        self,
+        path: bytes,
+        kind: Kind,
+        fingerprint: Fingerprint | None = None,
+        *,
+        on_wait: Callable[[], None] | None = None,
+    ) -> Decoding | None:
+        """As `decode`, but None if no process is idle.
+
+        For whoever already holds a decoding: two threads that hold one each and wait for another
+        would wait for ever.
+        """
+        with self._changed:
+            self._check_open()
+            if not self._idle:
+                return None
+            if not self._idle[-1].alive():  # the kernel was short of memory, perhaps
+                self._idle[-1] = self._replaced(self._idle[-1])
+            process = self._idle.pop()
+        request = {
+            "path": os.fsdecode(path),
+            "kind": str(kind),
+            "fingerprint": fingerprint
+            and (fingerprint.inode, fingerprint.size, fingerprint.mtime_ns),
+            **self._limits,
+        }
+        return Decoding(self, process, request, on_wait)
+
+    def close(self) -> None:
+        """End all processes, also those at work: their decodings raise `Stopped`. Idempotent."""
+        with self._changed:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            everyone, self._all = self._all, set()
+            self._changed.notify_all()
+        for process in everyone:
+            process.kill()
+        for process in idle:
+            process.channel.close()  # those of the others are still being waited on
+
+    def _give_back(self, process: DecodeProcess, *, usable: bool) -> None:
+        """A decoding is over; a process that was broken off or is worn out is replaced."""
+        with self._changed:
+            if self._closed:
+                process.channel.close()
+                return
+            process.files += 1
+            if not usable or process.files >= self._replace_after:
+                # If none can be started, that is not this file's to suffer: the dead one stays
+                # in its place, and whoever takes it next tries again and is told.
+                with suppress(EnvironmentFault):
+                    process = self._replaced(process)
+            self._idle.append(process)
+            self._changed.notify()
+
+    def _replaced(self, process: DecodeProcess) -> DecodeProcess:
+        process.kill()
+        process.channel.close()
+        fresh = self._start()
+        self._all.discard(process)
+        return fresh
+
+    def _start(self) -> DecodeProcess:
+        process = DecodeProcess(self.memory_bytes)
+        self._all.add(process)
+        return process
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Stopped("the decode pool is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Decoding:
+    """A file that is being decoded: iterate over its pieces, once. For one thread at a time.
+
+    Ends by itself with the last piece or an error; whoever stops before must `close` it (or use
+    it as a context manager).
+
+    Raises, while it is iterated over:
+        FileError: the file cannot be decoded, and why.
+        DecoderDied: the process that decoded it crashed, hung, or ran out of memory.
+        FileChanged: it is not the version wanted, changed while it was read, or is gone.
+        EnvironmentFault: its disk failed, or decode processes do not start.
+        Stopped: the pool was closed.
+
+    Attributes:
+        facts: what is known of the source: ``width`` and ``height`` (pixels) of a picture;
+            ``rate`` (Hz) and ``channels`` of a recording with the first piece, ``duration``
+            (seconds) at its end.
+    """
+
+    def __init__(
+        self,
+        pool: DecodePool,
+        process: DecodeProcess,
+        request: Header,
+        on_wait: Callable[[], None] | None,
+    ) -> None:
+        self.facts: dict[str, float] = {}
+        self._pool = pool
+        self._process: DecodeProcess | None = process
+        self._on_wait = on_wait
+        # If it is gone already, the first wait for an answer finds out and says how.
+        process.ask(request)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        if self._process is None:
+            raise StopIteration
+        try:
+            piece = self._next(self._process)
+        except BaseException:
+            self._release(usable=False)
+            raise
+        if piece is None:
+            self._release(usable=True)
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        """Give the process back; if the file was not read to its end, it is killed."""
+        self._release(usable=False)
+
+    def _release(self, *, usable: bool) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            self._pool._give_back(process, usable=usable)
+
+    def _next(self, process: DecodeProcess) -> Piece | None:
+        began = time.monotonic()
+        while True:
+            header, piece = self._receive(process, began)
+            self.facts.update(header.get("facts", {}))
+            match header["is"]:
+                case "piece":
+                    return piece
+                case "end":
+                    return None
+                case "ready":
+                    process.ready = True
+                    began = time.monotonic()
+                case "progress":
+                    began = time.monotonic()
+                case _ if header["class"] == "MemoryError":
+                    raise DecoderDied(
+                        f"the decode process ran out of its memory limit of "
+                        f"{self._pool.memory_bytes / GIB:.1f} GiB"
+                    )
+                case _:
+                    self._release(usable=True)  # the file's error, not the process's
+                    raise _ERRORS.get(header["class"], DecoderDied)(header["text"])
+
+    def _receive(self, process: DecodeProcess, began: float) -> tuple[Header, Piece | None]:
+        def tick() -> None:
+            if self._on_wait:
+                self._on_wait()
+            if time.monotonic() - began > self._pool.timeout_s:
+                raise TimeoutError
+
+        try:
+            header, body = process.channel.receive(self._pool.max_body_bytes, tick)
+            return header, piece_of(header, body) if header["is"] == "piece" else None
+        except TimeoutError:
+            reason = f"the decode process took longer than {self._pool.timeout_s:g} s"
+        except EOFError:
+            reason = f"the decode process {process.ended()}"
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"the decode process answered nonsense ({error})"
+        self._pool._check_open()
+        if not process.ready:
+            raise EnvironmentFault(
+                f"{reason} before its first file: 'python -m phi4d.media.decoder' does not start"
+            )
+        raise DecoderDied(reason)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

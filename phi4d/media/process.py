@@ -1,0 +1,93 @@
+"""One decode process as its parent sees it: started, asked, ended. It decides nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+from phi4d.errors import EnvironmentFault
+from phi4d.media.wire import Channel, Header
+
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "TZ")
+_KEPT_PREFIXES = ("LC_", "LD_", "PYTHON", "COV")
+_DEATH_S = 5.0  # a process stuck in a dead mount does not even die of SIGKILL: do not wait for it
+
+
+class DecodeProcess:
+    """A decode process, our end of its socket, and our end of its lifeline (its standard input).
+
+    Args:
+        memory_bytes: its limit on address space.
+
+    Raises:
+        EnvironmentFault: it cannot be started.
+
+    Attributes:
+        channel: where it is asked and answers.
+        files: how many it has decoded.
+        ready: it has said that it started.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.files = 0
+        self.ready = False
+        ours, theirs = socket.socketpair()
+        self.channel = Channel(ours)
+        # -P: no module in the daemon's working folder may pass for a library.
+        command = [sys.executable, "-P", "-m", "phi4d.media.decoder"]
+        with theirs:
+            try:
+                self._popen = subprocess.Popen(
+                    [*command, str(theirs.fileno()), str(memory_bytes)],
+                    stdin=subprocess.PIPE,
+                    pass_fds=[theirs.fileno()],
+                    env=_environment(),
+                    # Keeps a terminal's Ctrl-C from it even before it can ignore it.
+                    process_group=0,
+                )
+            except OSError as error:
+                self.channel.close()
+                raise EnvironmentFault(f"a decode process cannot be started: {error}") from error
+
+    @property
+    def pid(self) -> int:
+        """Its process number."""
+        return self._popen.pid
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._popen.poll() is None
+
+    def ask(self, request: Header) -> None:
+        """Send a request. If it is gone, who waits for the answer finds out, and how it ended."""
+        with suppress(OSError):
+            self.channel.send(request)
+
+    def ended(self) -> str:
+        """How it ended, in words; for when its end of the socket is closed."""
+        try:
+            status = self._popen.wait(_DEATH_S)
+        except subprocess.TimeoutExpired:
+            return "hung up and does not end"
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"ended with status {status}"
+
+    def kill(self) -> None:
+        """End it now. Idempotent; the channel stays open for whoever is waiting on it."""
+        self._popen.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(_DEATH_S)
+        if self._popen.stdin:
+            self._popen.stdin.close()
+
+
+def _environment() -> dict[str, str]:
+    """What a decode process may know of our environment: no tokens, no notify socket."""
+    kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+    # One thread: the pool is the parallelism, and each thread costs address space.
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

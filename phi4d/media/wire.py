@@ -1,0 +1,107 @@
+"""What the decode pool and its processes say to each other: a JSON header and raw bytes.
+
+Never pickle: what comes from a process that just ran a codec on a stranger's file is not trusted
+to build objects in the process that holds the model. Never standard output: libsndfile prints
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phi4d.job import Piece
+
+Header = dict[str, Any]
+
+_LENGTHS = struct.Struct("!IQ")
+_MAX_HEADER_BYTES = 1 << 20
+TICK_S = 0.25
+"""how often somebody who waits looks around, in seconds"""
+
+
+class Channel:
+    """One end of a stream socket that carries messages. Owns the socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def send(self, header: Header, body: NDArray[Any] | None = None) -> None:
+        """Send one message; blocks while the other end does not read.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        text = json.dumps(header).encode()
+        data = b"" if body is None else np.ascontiguousarray(body).data.cast("B")
+        self._sock.sendall(_LENGTHS.pack(len(text), len(data)) + text)
+        self._sock.sendall(data)
+
+    def send_piece(self, piece: Piece, facts: dict[str, float]) -> None:
+        """Send a piece with what is known of its source so far."""
+        media = piece.media
+        header = {"dtype": media.dtype.name, "shape": media.shape, "facts": facts}
+        self.send({"is": "piece", "start": piece.start, "end": piece.end, **header}, media)
+
+    def receive(
+        self, max_bytes: int = 0, tick: Callable[[], None] | None = None
+    ) -> tuple[Header, NDArray[np.uint8]]:
+        """The next message.
+
+        Args:
+            max_bytes: the longest body that is accepted.
+            tick: called every `TICK_S` while nothing comes; may raise to give up.
+
+        Returns:
+            The header, and the body as (bytes,) uint8.
+
+        Raises:
+            EOFError: the other end is gone.
+            ValueError: what came is no message, or is too long.
+        """
+        self._sock.settimeout(TICK_S if tick else None)
+        text_size, size = _LENGTHS.unpack(self._read(_LENGTHS.size, tick).tobytes())
+        if text_size > _MAX_HEADER_BYTES or size > max_bytes:
+            raise ValueError(f"a message of {text_size} + {size} bytes")
+        header = json.loads(self._read(text_size, tick).tobytes())
+        if not isinstance(header, dict):
+            raise ValueError("a message without a header")  # noqa: TRY004 - it is a bad value
+        return header, self._read(size, tick)
+
+    def _read(self, size: int, tick: Callable[[], None] | None) -> NDArray[np.uint8]:
+        body = np.empty(size, np.uint8)
+        view, done = body.data, 0
+        while done < size:
+            try:
+                count = self._sock.recv_into(view[done:])
+            except TimeoutError:
+                if tick:
+                    tick()
+                continue
+            except ConnectionError:
+                count = 0
+            if not count:
+                raise EOFError
+            done += count
+        return body
+
+    def close(self) -> None:
+        """Close the socket; the other end gets EOFError."""
+        self._sock.close()
+
+
+def piece_of(header: Header, body: NDArray[np.uint8]) -> Piece:
+    """The piece that `Channel.send_piece` sent.
+
+    Raises:
+        ValueError, KeyError, TypeError: the header does not fit the body.
+    """
+    types = {"uint8": np.uint8, "float32": np.float32}
+    media = body.view(types[header["dtype"]]).reshape(header["shape"])
+    return Piece(media, float(header["start"]), float(header["end"]))
