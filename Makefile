@@ -1,0 +1,82 @@
+# The one entry: `make demo` to see phi4d at work, `make test` before a commit. `make help` lists all.
+# Nothing is installed outside .venv, and nothing is installed again while pyproject.toml is the same.
+
+PYTHON ?= python3
+# tests at the same time; more than two only pays where there are more than two cores
+JOBS ?= 2
+# more for pytest: make test ARGS="tests/test_store.py -x"
+ARGS ?=
+DEMO ?= phi4d-demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+REFERENCE := $(VENV)/reference
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    install into $(VENV) and show the daemon at work on samples"
+	@echo "make test    install with the test extra; lint, types, tests, coverage"
+	@echo "make check   only the tests; ARGS go to pytest, JOBS is how many at a time ($(JOBS))"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff put the code in order"
+	@echo "make clean   remove $(VENV) and everything else that was made"
+
+demo: $(VENV)/.installed
+	@$(BIN)/phi4d demo $(DEMO)
+
+test: lint check
+
+# Coverage counts the daemons and decode processes that tests start, too: see pyproject.toml.
+check: $(VENV)/.installed-test $(REFERENCE)/.installed
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/coverage combine -q
+ifeq ($(ARGS),)
+	@$(BIN)/coverage report
+endif
+
+lint: $(VENV)/.installed-test
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { \
+		echo "these files are not formatted; make format does it:"; \
+		$(BIN)/ruff format --check . ; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+
+format: $(VENV)/.installed-test
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .hypothesis .mypy_cache \
+		.pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "phi4d needs Python 3.11 or newer; name one: make PYTHON=python3.12 demo"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "a virtual environment cannot be made; on Debian: apt install python3-venv"; exit 1; }
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing phi4d and its libraries into $(VENV); the first time takes a few minutes"
+	@$(PIP) install -q -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	@echo "installing phi4d and what its tests need into $(VENV); the first time takes a few minutes"
+	@$(PIP) install -q -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+# Our tiler is compared with transformers' image processor, which needs torchvision. Beside a CPU
+# torch, torchvision in site-packages breaks `import peft`: it gets a folder of its own, which only
+# that one test puts on its path. torch 2.N goes with torchvision 0.(N + 15).
+$(REFERENCE)/.installed: $(VENV)/.installed-test
+	@rm -rf $(REFERENCE)
+	@minor=$$($(BIN)/python -c 'from importlib.metadata import version as v; print(v("torch").split(".")[1])') \
+		&& $(PIP) install -q --no-deps --target $(REFERENCE) "torchvision==0.$$((minor + 15)).*" \
+		&& touch $@ \
+		|| echo "torchvision cannot be installed; the one test that wants it is skipped"
