@@ -1,0 +1,173 @@
+"""The house keeps its floors: imports point strictly down. docs/architecture.md has the map."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import phi4d
+
+PACKAGE = Path(phi4d.__file__).parent
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"__init__", "errors", "job", "demo"}),
+    frozenset({"config", "lock", "log", "notify", "settle"}),
+    frozenset({"inbox", "store", "scheduler", "media", "engine", "outputs", "status"}),
+    frozenset({"worker"}),
+    frozenset({"daemon"}),
+    frozenset({"oneshot", "trial"}),
+    frozenset({"cli"}),
+    frozenset({"__main__"}),
+)
+"""Rooms, a file or a package each, from the ground up."""
+FENCES = {
+    "engine": {"torch", "transformers", "peft", "tokenizers", "safetensors", "huggingface_hub"},
+    "media": {"PIL", "pillow_heif", "av", "soundfile", "soxr", "onnxruntime"},
+    "inbox": {"watchdog"},
+    "store": {"sqlite3"},
+    "config": {"pydantic", "platformdirs"},
+    "oneshot": {"httpx"},
+    "log": {"systemd"},
+}
+"""Libraries that one room alone may know."""
+EXCEPTIONS = {("cli", "sqlite3")}  # for the class of the errors that reading the store raises
+HEAVY = {"torch", "transformers", "peft", "accelerate", "numpy", "PIL", "av", "onnxruntime"}
+
+
+def floor_of(room: str) -> int:
+    return next(n for n, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of everything imported, early or late, but not for type checkers alone."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute in phi4d"
+            assert node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.orelse
+        else:
+            pending += ast.iter_child_nodes(node)
+
+
+def imported_by(file: Path) -> set[str]:
+    return set(imports(ast.parse(file.read_bytes())))
+
+
+def rooms_imported_by(file: Path) -> set[str]:
+    known = set(chain.from_iterable(FLOORS))
+    rooms = set()
+    for name in imported_by(file):
+        package, _, rest = name.partition(".")
+        if package == "phi4d":
+            room = rest.partition(".")[0]
+            rooms.add(room if room in known else "__init__")
+    return rooms
+
+
+def test_every_room_has_a_floor_and_every_floor_its_rooms():
+    rooms = list(chain.from_iterable(FLOORS))
+    assert len(rooms) == len(set(rooms))
+    assert {room_of(file) for file in files()} == set(rooms)
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_strictly_down(file: Path):
+    room = room_of(file)
+    others = rooms_imported_by(file) - {room}  # siblings in a package may import each other
+    assert [other for other in sorted(others) if floor_of(other) >= floor_of(room)] == []
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_heavy_library_is_known_to_one_room(file: Path):
+    room = room_of(file)
+    libraries = {name.partition(".")[0] for name in imported_by(file)}
+    trespasses = {
+        (room, library)
+        for owner, fenced in FENCES.items()
+        for library in fenced & libraries
+        if owner != room
+    }
+    assert trespasses - EXCEPTIONS == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import a.b as c", {"a.b"}),
+        ("from a import b", {"a.b"}),
+        ("def f():\n    from a import b", {"a.b"}),
+        ("if TYPE_CHECKING:\n    import a\nelse:\n    import b", {"b"}),
+    ],
+)
+def test_the_reader_of_imports_sees_late_ones_and_leaves_out_those_for_types(
+    source: str, expected: set[str]
+):
+    assert set(imports(ast.parse(source))) == expected
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Top-level modules that a phi4d command line loads. It must end with exit code 0."""
+    code = (
+        "import sys, runpy\n"
+        "sys.argv = ['phi4d', *sys.argv[1:]]\n"
+        "try:\n"
+        "    runpy.run_module('phi4d', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "print('modules', *{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_the_command_line_is_light_to_import():
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, phi4d.cli; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded & (HEAVY | {"pydantic", "watchdog", "httpx", "sqlite3"}) == set()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["run", "--help"], ["process", "--help"]]
+)
+def test_help_loads_nothing_heavy(arguments: list[str]):
+    assert loaded_by(*arguments) & (HEAVY | {"watchdog", "httpx"}) == set()
+
+
+def test_status_loads_nothing_heavy(tmp_path: Path):
+    # given a store that some daemon made
+    from phi4d.store import Store
+
+    (tmp_path / "phi4d.toml").write_text('state_dir = "."\n')
+    Store(tmp_path / "jobs.sqlite3").close()
+    # when
+    loaded = loaded_by("status", "--config", str(tmp_path / "phi4d.toml"))
+    # then
+    assert loaded & (HEAVY | {"watchdog", "httpx"}) == set()
+    assert {"phi4d", "sqlite3"} <= loaded
