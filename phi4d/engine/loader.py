@@ -17,7 +17,11 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM
+from transformers import (
+    Phi4MultimodalConfig,
+    Phi4MultimodalFeatureExtractor,
+    Phi4MultimodalForCausalLM,
+)
 
 from phi4d.engine import folder as folders
 from phi4d.engine.corrections import correct
@@ -70,9 +74,11 @@ def load(folder: Path, device: str, dtype: str = "auto") -> Loaded:
     """
     number = choose_dtype(dtype, device)
     with _loading, _quiet(), device_faults(device, f"loading {folder}"):
+        config = _config(folder)
         try:
             pair: Any = Phi4MultimodalForCausalLM.from_pretrained(
                 folder,
+                config=config,
                 dtype=number,
                 attn_implementation="sdpa",
                 local_files_only=True,
@@ -99,7 +105,6 @@ def load(folder: Path, device: str, dtype: str = "auto") -> Loaded:
             raise
         model.eval().requires_grad_(False)
         correct(model)
-    config: Any = model.config
     return Loaded(
         model,
         features,
@@ -127,6 +132,14 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
         return torch.float32
     modern = torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if modern else torch.float16
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return Phi4MultimodalConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # its checks raise classes that share no base
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"{folder}/config.json: cannot be used ({first_line})") from error
 
 
 def _load_adapter(

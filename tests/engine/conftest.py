@@ -1,0 +1,51 @@
+"""One loaded model for all tests of the engine room: the demo checkpoint, on the CPU, in float32.
+
+Nothing here may use the network or a GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from enginekit import CHECKPOINT, upstream_model
+from transformers import Phi4MultimodalForCausalLM
+
+from phi4d.engine.phi4 import Phi4Engine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The model is tiny: more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_progress_bars() -> None:
+    """A bar of transformers' own would start a thread that stays."""
+    transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Phi4Engine]:
+    engine = Phi4Engine.load(str(CHECKPOINT))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def upstream() -> Phi4MultimodalForCausalLM:
+    """The model as transformers loads it: no correction, no adapter."""
+    return upstream_model()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the model's folder, to break."""
+    copy = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, copy, copy_function=shutil.copyfile)
+    return copy

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from phi4d.engine import Engine
+from phi4d.engine.fake import FakeEngine
+from phi4d.errors import DeviceError, Stopped
+from phi4d.job import Kind, Request
+
+PICTURE = Request(Kind.IMAGE, "Describe.", np.zeros((480, 640, 3), np.uint8))
+CLIP = Request(Kind.AUDIO, "Transcribe.", np.zeros(51_200, np.float32))
+
+
+def in_thread(call):
+    """Run a call in a thread; returns the thread and the list that its outcome goes to."""
+    outcome: list[object] = []
+
+    def run():
+        try:
+            outcome.append(call())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, outcome
+
+
+def test_is_an_engine():
+    engine: Engine = FakeEngine("toy", "cuda:1")
+    assert (engine.model, engine.device) == ("toy", "cuda:1")
+
+
+def test_answers_follow_from_the_media_and_the_prompt():
+    engine = FakeEngine()
+    assert engine.generate([PICTURE])[0].text == "picture 640x480: Describe."
+    assert engine.generate([CLIP, CLIP])[1].text == "audio 3.2 s: Transcribe."
+    assert engine.calls == [(PICTURE,), (CLIP, CLIP)]
+
+
+def test_an_answer_of_ones_own():
+    engine = FakeEngine(answer=lambda request: request.prompt.upper())
+    assert engine.generate([CLIP])[0].text == "TRANSCRIBE."
+
+
+def test_on_step_is_called_for_each_token():
+    beats: list[int] = []
+    done = FakeEngine(tokens=5).generate([CLIP], on_step=lambda: beats.append(1))
+    assert len(beats) == 5
+    assert (done[0].new_tokens, done[0].truncated) == (5, False)
+
+
+def test_the_limit_cuts():
+    short = Request(Kind.AUDIO, "Transcribe.", CLIP.media, max_new_tokens=2)
+    done = FakeEngine(tokens=5).generate([short])
+    assert (done[0].new_tokens, done[0].truncated) == (2, True)
+
+
+def test_what_on_step_raises_ends_the_call():
+    def stop():
+        raise Stopped("now")
+
+    engine = FakeEngine()
+    with pytest.raises(Stopped):
+        engine.generate([CLIP], on_step=stop)
+    assert engine.generate([CLIP])[0].text
+
+
+def test_failures_come_at_their_call():
+    engine = FakeEngine(failures={2: DeviceError("cpu: out of memory")})
+    engine.generate([CLIP])
+    with pytest.raises(DeviceError, match="out of memory"):
+        engine.generate([CLIP])
+    engine.generate([CLIP])
+    assert len(engine.calls) == 3
+
+
+def test_waits_at_the_gate_and_beats():
+    engine, beaten = FakeEngine(gate=threading.Event()), threading.Event()
+    thread, outcome = in_thread(lambda: engine.generate([CLIP], on_step=beaten.set))
+    assert engine.entered.wait(10)
+    assert beaten.wait(10)
+    assert not outcome
+    engine.gate.set()
+    thread.join(10)
+    assert outcome[0][0].text == "audio 3.2 s: Transcribe."
+
+
+def test_hung_it_waits_without_beating():
+    engine, beats = FakeEngine(gate=threading.Event(), hung=True, tokens=1), []
+    thread, outcome = in_thread(lambda: engine.generate([CLIP], on_step=lambda: beats.append(1)))
+    assert engine.entered.wait(10)
+    assert not beats
+    engine.gate.set()
+    thread.join(10)
+    assert beats == [1]
+    assert outcome
+
+
+def test_a_call_at_the_gate_can_be_stopped():
+    def stop():
+        raise Stopped("now")
+
+    engine = FakeEngine(gate=threading.Event())
+    thread, outcome = in_thread(lambda: engine.generate([CLIP], on_step=stop))
+    thread.join(10)
+    assert isinstance(outcome[0], Stopped)
+
+
+def test_closing_opens_the_gate_and_refuses_further_calls():
+    engine = FakeEngine(gate=threading.Event())
+    thread, outcome = in_thread(lambda: engine.generate([CLIP]))
+    assert engine.entered.wait(10)
+    engine.close()
+    engine.close()
+    thread.join(10)
+    assert len(outcome[0]) == 1
+    assert engine.closed
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.generate([CLIP])
+
+
+@pytest.mark.parametrize(
+    ("requests", "said"),
+    [
+        ([], "none"),
+        ([PICTURE, CLIP], "audio and image"),
+        ([Request(Kind.IMAGE, "", CLIP.media)], "image: "),
+        ([Request(Kind.IMAGE, "", np.zeros((4, 4), np.uint8))], r"found \(4, 4\) uint8"),
+        ([Request(Kind.IMAGE, "", np.zeros((4, 4, 4), np.uint8))], "height, width, 3"),
+        ([Request(Kind.IMAGE, "", np.zeros((0, 4, 3), np.uint8))], r"\(0, 4, 3\)"),
+        ([Request(Kind.IMAGE, "", np.zeros((4, 4, 3), np.float32))], "float32"),
+        ([Request(Kind.AUDIO, "", np.zeros((9, 2), np.float32))], r"\(9, 2\)"),
+        ([Request(Kind.AUDIO, "", np.zeros(9, np.float64))], "float64"),
+        ([Request(Kind.AUDIO, "", CLIP.media, max_new_tokens=0)], "less than 1"),
+    ],
+)
+def test_refuses_what_the_real_engine_refuses(requests, said):
+    engine = FakeEngine()
+    with pytest.raises(ValueError, match=said):
+        engine.generate(requests)
+    assert not engine.calls

@@ -1,0 +1,109 @@
+"""Compares our tiler with transformers' image processor. Run by test_tiler.py as a process.
+
+The processor needs torchvision, which cannot be imported beside a CPU build of torch in a process
+that also imports peft; so it lies in a folder of its own, the first argument. Writes one line for
+each difference, then ``compared N``.
+"""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+TRUE_SIZES = [
+    (448, 448),
+    (1920, 1080),
+    (1080, 1920),
+    (4000, 3000),
+    (896, 448),
+    (900, 600),  # two crops by three, wider than the grid
+    (300, 400),
+    (449, 447),
+    (1, 1),
+    (5, 7),
+    (33, 1),
+    (1, 44),
+    (13, 700),
+    (7000, 100),
+    (100, 5000),
+    (5001, 113),
+    (447, 3136),
+    (20000, 13),
+]
+"""(width, height) in pixels"""
+
+
+def reference(folder: str) -> object:
+    sys.path.insert(0, folder)
+    # torchvision's build for CUDA declares these in a library that a CPU torch cannot load.
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from transformers.models.phi4_multimodal import image_processing_phi4_multimodal as upstream
+
+    processor = upstream.Phi4MultimodalImageProcessor()
+    processor.operators = operators  # they live as long as this object
+    return processor
+
+
+def compare_tiles(processor: object) -> int:
+    from phi4d.engine.tiler import tile
+
+    chance = np.random.default_rng(0)
+    cases = [(size, 36) for size in TRUE_SIZES]
+    cases += [((4000, 4000), 4), ((640, 480), 4), ((600, 500), 1), ((1000, 3000), 7)]
+    cases += [
+        (tuple(chance.integers(40, 1500, 2).tolist()), int(chance.choice((1, 2, 4, 9, 16))))
+        for _ in range(40)
+    ]
+    for (width, height), most in cases:
+        picture = chance.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        ours = tile(picture, most)
+        theirs = processor(
+            picture, dynamic_hd=most, input_data_format="channels_last", return_tensors="pt"
+        )
+        same = (
+            torch.equal(ours.pixels, theirs["image_pixel_values"][0])
+            and torch.equal(ours.mask, theirs["image_attention_mask"][0])
+            and [ours.height, ours.width] == theirs["image_sizes"][0].tolist()
+            and ours.tokens == theirs["num_img_tokens"][0]
+        )
+        if not same:
+            sys.stdout.write(f"tiles of {width} x {height}, at most {most} crops\n")
+    return len(cases)
+
+
+def compare_grids(processor: object) -> int:
+    """The choice of the grid, at and around the shapes that lie between two grids."""
+    from phi4d.engine.tiler import layout
+
+    count = 0
+    for most in (1, 2, 4, 9, 12, 16, 25, 36):
+        sides = range(1, most + 1)
+        grids = {(i, j) for n in sides for i in sides for j in sides if i * j <= n}
+        grids = sorted(grids, key=lambda grid: grid[0] * grid[1])  # as upstream has it
+        shapes = sorted({Fraction(i, j) for i, j in grids})
+        between = [(a + b) / 2 for a, b in pairwise(shapes)]
+        for shape in shapes + between:
+            for enlarge in (1, 50, 500, 1500, 3000, 9000):
+                width, height = shape.numerator * enlarge, shape.denominator * enlarge
+                if -(-width // 448) * -(-height // 448) <= most:
+                    continue
+                theirs = processor.find_closest_aspect_ratio(
+                    width / height, grids, width, height, 448
+                )
+                plan = layout(height, width, most)
+                count += 1
+                if (plan.columns, plan.rows) != theirs:
+                    sys.stdout.write(f"grid of {width} x {height}, at most {most} crops\n")
+    return count
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    made = reference(sys.argv[1])
+    sys.stdout.write(f"compared {compare_tiles(made) + compare_grids(made)}\n")
