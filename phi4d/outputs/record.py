@@ -32,7 +32,7 @@ def render(job: Job, result: Result, now: float) -> bytes:
         "prompt": result.prompt,
         "model": result.model,
         "device": result.device,
-        "media": dict(result.media),
+        "media": {key: _number(value) for key, value in result.media},
         "source_bytes": job.fingerprint.size,
         "source_modified": _iso(job.fingerprint.mtime_ns / 1e9),
         "prompt_tokens": result.prompt_tokens,
@@ -44,6 +44,11 @@ def render(job: Job, result: Result, now: float) -> bytes:
     if result.kind.value == "image":
         del record["segments"]
     return (json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "replace")
+
+
+def _number(value: float) -> float | int:
+    """Whole numbers without a decimal point: nobody has 640.0 pixels."""
+    return int(value) if value == int(value) else round(value, 3)
 
 
 def _iso(seconds: float) -> str:

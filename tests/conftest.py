@@ -1,0 +1,76 @@
+"""What every test shares: the leak guard, and small real files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from kit import Clock
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a thread or a child process behind."""
+    threads_before = set(threading.enumerate())
+    children_before = _children()
+    yield
+    threads = {t for t in threading.enumerate() if t.is_alive()} - threads_before
+    assert not threads, f"the test left threads behind: {threads}"
+    children = _children() - children_before
+    assert not children, f"the test left processes behind: {children}"
+
+
+def _children() -> set[str]:
+    tasks = Path("/proc/self/task")
+    found: set[str] = set()
+    for task in tasks.iterdir():
+        try:
+            found.update((task / "children").read_text().split())
+        except OSError:  # the thread has just ended
+            continue
+    return found
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No setting of the machine that runs the tests plays a part."""
+    for name in list(os.environ):
+        if name.startswith(("PHI4_", "NOTIFY_SOCKET", "WATCHDOG_", "JOURNAL_STREAM")):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make_picture() -> Callable[..., Path]:
+    """Writes a small real picture and returns its path."""
+
+    def make(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (200, 30, 30)).save(path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_recording() -> Callable[..., Path]:
+    """Writes a short real recording (a tone) and returns its path."""
+
+    def make(path: Path, seconds: float = 1.0, rate: int = 16_000) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        t = np.arange(int(seconds * rate)) / rate
+        soundfile.write(path, 0.3 * np.sin(2 * np.pi * 440 * t), rate)
+        return path
+
+    return make

@@ -1,0 +1,143 @@
+"""The atomic write: whole and durable, or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from phi4d.errors import EnvironmentFault, FileError
+from phi4d.outputs import atomic
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> bytes:
+    return os.fsencode(tmp_path)
+
+
+def names(folder: bytes) -> list[bytes]:
+    return sorted(os.listdir(folder))
+
+
+class TestWrite:
+    def test_it_writes_and_overwrites(self, folder: bytes) -> None:
+        assert atomic.write(folder, b"a.txt", b"one") == folder + b"/a.txt"
+        atomic.write(folder, b"a.txt", b"two")
+        assert Path(os.fsdecode(folder), "a.txt").read_bytes() == b"two"
+        assert names(folder) == [b"a.txt"]
+
+    def test_file_and_folder_are_synced_before_it_returns(
+        self, folder: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        order: list[str] = []
+        real_fsync, real_rename = os.fsync, os.rename
+
+        def fsync(fd: int) -> None:
+            order.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
+            real_fsync(fd)
+
+        def rename(*args: object, **options: object) -> None:
+            order.append("rename")
+            real_rename(*args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(os, "rename", rename)
+        atomic.write(folder, b"a.txt", b"one")
+        assert order == ["file", "rename", "folder"]
+
+    @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+    def test_a_failure_anywhere_leaves_the_old_file_and_no_litter(
+        self, folder: bytes, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        atomic.write(folder, b"a.txt", b"old")
+
+        def fail(*args: object, **options: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, call, fail)
+        with pytest.raises(EnvironmentFault, match="No space left on device; free some space"):
+            atomic.write(folder, b"a.txt", b"new")
+        assert names(folder) == [b"a.txt"]
+        assert Path(os.fsdecode(folder), "a.txt").read_bytes() == b"old"
+
+    def test_a_short_write_is_gone_on_with(
+        self, folder: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
+        atomic.write(folder, b"a.txt", b"0123456789")
+        assert Path(os.fsdecode(folder), "a.txt").read_bytes() == b"0123456789"
+
+    def test_a_missing_folder_is_the_surroundings_fault(self, folder: bytes) -> None:
+        with pytest.raises(EnvironmentFault, match="mount or make the outbox"):
+            atomic.write(folder + b"/none", b"a.txt", b"x")
+
+    def test_a_folder_in_the_way_is_named(self, folder: bytes) -> None:
+        os.mkdir(folder + b"/a.txt")
+        with pytest.raises(EnvironmentFault, match="move it away"):
+            atomic.write(folder, b"a.txt", b"x")
+        assert names(folder) == [b"a.txt"]
+
+    def test_a_name_that_is_too_long_is_the_files_fault(self, folder: bytes) -> None:
+        with pytest.raises(FileError, match="too long"):
+            atomic.write(folder, b"x" * 256, b"x")
+        assert names(folder) == []
+
+    def test_it_writes_through_no_link(self, folder: bytes) -> None:
+        os.symlink(b"elsewhere", folder + b"/a.txt")
+        atomic.write(folder, b"a.txt", b"x")
+        assert not os.path.islink(folder + b"/a.txt")
+        assert names(folder) == [b"a.txt"]
+
+
+class TestMakeFolder:
+    def test_subfolders_are_made(self, folder: bytes) -> None:
+        atomic.make_folder(folder + b"/a/b\xff/c", folder)
+        atomic.make_folder(folder + b"/a/b\xff/c", folder)
+        assert os.path.isdir(folder + b"/a/b\xff/c")
+
+    def test_the_root_is_not_made(self, folder: bytes) -> None:
+        with pytest.raises(EnvironmentFault, match="mount or make the outbox"):
+            atomic.make_folder(folder + b"/root/a", folder + b"/root")
+        assert names(folder) == []
+
+    def test_a_file_in_the_way_is_named(self, folder: bytes) -> None:
+        atomic.write(folder, b"a", b"x")
+        with pytest.raises(EnvironmentFault, match="move it away"):
+            atomic.make_folder(folder + b"/a/b", folder)
+
+
+class TestProbe:
+    def test_it_leaves_nothing(self, folder: bytes) -> None:
+        atomic.probe(folder)
+        assert names(folder) == []
+
+    def test_it_tells_what_is_wrong(self, folder: bytes) -> None:
+        with pytest.raises(EnvironmentFault):
+            atomic.probe(folder + b"/none")
+
+
+def test_a_sweep_takes_our_litter_only(folder: bytes) -> None:
+    for name in (b".phi4d-12-3.tmp", b".phi4d-x.tmp", b"a.txt", b"phi4d-1-2.tmp"):
+        atomic.write(folder, name, b"x")
+    assert atomic.sweep(folder) == 1
+    assert names(folder) == [b".phi4d-x.tmp", b"a.txt", b"phi4d-1-2.tmp"]
+    assert atomic.sweep(folder + b"/none") == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EDQUOT, "raise the quota"),
+        (errno.EROFS, "mount it writable"),
+        (errno.EACCES, "write access"),
+        (errno.EIO, "look at the disk"),
+    ],
+)
+def test_every_fault_of_the_disk_says_what_to_do(number: int, words: str) -> None:
+    fault = atomic.as_fault(OSError(number, os.strerror(number)), b"/out/a\n")
+    assert isinstance(fault, EnvironmentFault)
+    assert words in str(fault)
+    assert str(fault).startswith(r"/out/a\n: cannot be written: ")

@@ -1,0 +1,91 @@
+"""What the sidecars say."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import phi4d
+from phi4d import outputs
+from phi4d.job import Fingerprint, Job, Kind, Result, Segment
+from phi4d.outputs import record, text
+
+JOB = Job(
+    7, "in", b"sub/me\xffmo.wav", Kind.AUDIO, Fingerprint(1, 2_000, 1_700_000_000_000_000_000)
+)
+RESULT = Result(
+    kind=Kind.AUDIO,
+    text="hello wörld again",
+    prompt="Transcribe.",
+    model="fake",
+    device="cpu",
+    segments=(Segment(0.0, 1.23456, "hello wörld"), Segment(2.0, 3.0, "again")),
+    prompt_tokens=30,
+    new_tokens=5,
+    seconds=1.25,
+    media=(("duration", 3.0), ("rate", 16000.0)),
+)
+PICTURE = replace(
+    RESULT, kind=Kind.IMAGE, text="a cat", segments=(), media=(("width", 640.0), ("height", 480.0))
+)
+
+
+def test_a_transcript_has_a_line_for_each_segment() -> None:
+    assert text.render(RESULT) == "hello wörld\nagain\n".encode()
+
+
+def test_a_description_stands_alone() -> None:
+    assert text.render(PICTURE) == b"a cat\n"
+
+
+def test_silence_is_an_empty_transcript() -> None:
+    assert text.render(replace(RESULT, text="", segments=())) == b"\n"
+
+
+def test_what_cannot_be_encoded_does_not_stop_the_writer() -> None:
+    assert text.render(replace(PICTURE, text="a\ud800b")) == b"a?b\n"
+
+
+def test_the_record_tells_everything() -> None:
+    found = json.loads(record.render(JOB, RESULT, 1_700_000_100.0))
+    assert found == {
+        "source": r"sub/me\xffmo.wav",
+        "inbox": "in",
+        "kind": "audio",
+        "text": "hello wörld again",
+        "segments": [
+            {"start": 0.0, "end": 1.235, "text": "hello wörld"},
+            {"start": 2.0, "end": 3.0, "text": "again"},
+        ],
+        "truncated": False,
+        "prompt": "Transcribe.",
+        "model": "fake",
+        "device": "cpu",
+        "media": {"duration": 3, "rate": 16000},
+        "source_bytes": 2000,
+        "source_modified": "2023-11-14T22:13:20+00:00",
+        "prompt_tokens": 30,
+        "new_tokens": 5,
+        "seconds": 1.25,
+        "created": "2023-11-14T22:15:00+00:00",
+        "phi4d": phi4d.__version__,
+    }
+
+
+def test_a_pictures_record_has_no_segments() -> None:
+    found = json.loads(record.render(JOB, PICTURE, 0.0))
+    assert "segments" not in found
+    assert found["media"] == {"width": 640, "height": 480}
+
+
+def test_both_are_written_below_the_outbox(tmp_path: Path) -> None:
+    outbox = os.fsencode(tmp_path)
+    paths = outputs.write(JOB, RESULT, outbox)
+    assert paths == [
+        outbox + b"/sub/me\xffmo.wav.txt",
+        outbox + b"/sub/me\xffmo.wav.json",
+    ]
+    assert all(os.path.getsize(path) for path in paths)
+    assert sorted(os.listdir(outbox + b"/sub")) == [b"me\xffmo.wav.json", b"me\xffmo.wav.txt"]

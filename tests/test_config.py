@@ -1,0 +1,255 @@
+"""Configuration: where values come from, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi4d import config
+from phi4d.errors import ConfigError
+from phi4d.job import Kind
+
+
+def load(
+    tmp_path: Path,
+    toml: str | None = None,
+    env: Mapping[str, str] | None = None,
+    **options: Any,
+) -> config.Config:
+    file = None
+    if toml is not None:
+        file = tmp_path / "phi4d.toml"
+        file.write_text(toml)
+    return config.load(config=file, environ=env or {}, options=options)
+
+
+def faults(tmp_path: Path, *args: Any, **options: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, *args, **options)
+    return list(caught.value.faults)
+
+
+@pytest.fixture(autouse=True)
+def _no_files_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "SYSTEM_FILE", tmp_path / "etc.toml")
+    monkeypatch.setattr(config, "user_file", lambda: tmp_path / "user.toml")
+
+
+class TestSources:
+    def test_without_any_source_the_defaults_stand(self, tmp_path: Path) -> None:
+        settled = load(tmp_path)
+        assert settled.model_path == "microsoft/Phi-4-multimodal-instruct"
+        assert settled.speech_prompt == "Transcribe the audio clip into text."
+        assert settled.inbox == ()
+
+    def test_the_users_file_wins_over_the_systems(self, tmp_path: Path) -> None:
+        (tmp_path / "etc.toml").write_text('batch_size = 2\nmodel_path = "/m"\n')
+        (tmp_path / "user.toml").write_text("batch_size = 3\n")
+        settled = load(tmp_path)
+        assert settled.batch_size == 3
+        assert settled.model_path == "/m"
+
+    def test_a_file_that_is_named_takes_the_place_of_both(self, tmp_path: Path) -> None:
+        (tmp_path / "etc.toml").write_text("batch_size = 2\n")
+        assert load(tmp_path, "max_new_tokens = 9\n").batch_size == 8
+
+    def test_environment_wins_over_files_and_options_over_both(self, tmp_path: Path) -> None:
+        toml = "batch_size = 2\nmax_new_tokens = 2\nmax_attempts = 2\n"
+        env = {"PHI4_BATCH_SIZE": "3", "PHI4_MAX_NEW_TOKENS": "3", "HOME": "/x"}
+        settled = load(tmp_path, toml, env, batch_size="4")
+        assert (settled.batch_size, settled.max_new_tokens, settled.max_attempts) == (4, 3, 2)
+
+    def test_an_option_that_was_not_given_changes_nothing(self, tmp_path: Path) -> None:
+        assert load(tmp_path, "batch_size = 2\n", None, batch_size=None).batch_size == 2
+
+    @pytest.mark.parametrize("key", sorted(config.Config.model_fields))
+    def test_every_key_has_a_variable(self, tmp_path: Path, key: str) -> None:
+        values: dict[type, str] = {bool: "true", int: "7", float: "7.5"}
+        text = values.get(config.Config.model_fields[key].annotation or str, "/some/text")
+        if key == "inbox":
+            text = '[{"path": "/in", "outbox": "/out"}]'
+        settled = load(tmp_path, None, {f"PHI4_{key.upper()}": text})
+        assert key in settled.model_fields_set
+
+    def test_the_old_scripts_file_is_understood(self, tmp_path: Path) -> None:
+        old = tmp_path / "config.json"
+        values = {
+            "model_path": "/models/phi4",
+            "image_url": "https://example.org/a.jpg",
+            "audio_url": "https://example.org/a.flac",
+            "cache_dir": None,
+            "results_dir": "/results",
+            "user_prompt": "<|user|>",
+            "assistant_prompt": "<|assistant|>",
+            "prompt_suffix": "<|end|>",
+            "force_cpu": True,
+            "disable_parallel": False,
+            "multi_gpu_threshold_gb": 8,
+            "debug": True,
+            "image_prompt": "What is this?",
+            "speech_prompt": "Write it down.",
+        }
+        old.write_text(json.dumps(values))
+        settled = config.load(config_file=old, environ={})
+        for key, value in values.items():
+            if key != "results_dir":
+                assert getattr(settled, key) == value
+        assert settled.results_dir == Path("/results")
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [("[1]", "holds list; expected an object"), ("{", "cannot be read as JSON")],
+    )
+    def test_a_broken_old_file_is_named(self, tmp_path: Path, text: str, words: str) -> None:
+        old = tmp_path / "config.json"
+        old.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            config.load(config_file=old, environ={})
+
+
+class TestFolders:
+    def test_folders_in_a_file_are_meant_from_the_file(self, tmp_path: Path) -> None:
+        settled = load(
+            tmp_path,
+            'state_dir = "state"\n[[inbox]]\npath = "in"\noutbox = "out"\n'
+            '[[inbox]]\npath = "~/in"\noutbox = "beside"\nname = "home"\n',
+        )
+        assert settled.state_dir == tmp_path / "state"
+        assert settled.store_path == tmp_path / "state/jobs.sqlite3"
+        first, second = settled.inboxes()
+        assert (first.path, first.outbox_root()) == (tmp_path / "in", tmp_path / "out")
+        assert second.path == Path.home() / "in"
+        assert second.outbox_root() == second.path
+
+    def test_an_inbox_without_outbox_gets_a_folder_in_results_dir(self, tmp_path: Path) -> None:
+        settled = load(tmp_path, 'results_dir = "/r"\n[[inbox]]\npath = "/photos"\n')
+        (box,) = settled.inboxes()
+        assert box.outbox_root() == Path("/r/photos")
+
+    def test_prompts_come_from_the_inbox_or_from_above(self, tmp_path: Path) -> None:
+        settled = load(
+            tmp_path,
+            'image_prompt = "general"\nspeech_prompt = "write"\n'
+            '[[inbox]]\npath = "/a"\noutbox = "/o/a"\n'
+            '[[inbox]]\npath = "/b"\noutbox = "/o/b"\nimage_prompt = "special"\n',
+        )
+        a, b = settled.inboxes()
+        assert settled.prompt(a, Kind.IMAGE) == "general"
+        assert settled.prompt(b, Kind.IMAGE) == "special"
+        assert settled.prompt(b, Kind.AUDIO) == "write"
+
+    def test_root_keeps_its_state_where_services_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(config.os, "geteuid", lambda: 0)
+        assert load(tmp_path).state_dir == Path("/var/lib/phi4d")
+        monkeypatch.setattr(config.os, "geteuid", lambda: 1000)
+        assert load(tmp_path).state_dir.name == "phi4d"
+        assert load(tmp_path).state_dir != Path("/var/lib/phi4d")
+
+
+class TestFaults:
+    def test_all_faults_are_told_at_once_with_source_and_key(self, tmp_path: Path) -> None:
+        toml = """
+            batchsize = 3
+            max_attempts = "8"
+            max_new_tokens = 0
+            device = ""
+            force_cpu = "yes"
+            cache_dir = 3
+            [[inbox]]
+            path = "in"
+            outbox = 5
+            kinds = ["image", "video"]
+            spelling = 3
+            [[inbox]]
+            outbox = "x"
+        """
+        env = {"PHI4_BATCHSIZ": "1", "PHI4_BATCH_SIZE": "x", "PHI4_DEBUG": "maybe"}
+        found = faults(tmp_path, toml, env, rescan_seconds="soon", nonsense="1")
+        file = tmp_path / "phi4d.toml"
+        assert sorted(found) == sorted(
+            [
+                f"{file}: batchsize: unknown key; did you mean batch_size?",
+                f"{file}: max_attempts: found '8'; expected a whole number",
+                f"{file}: max_new_tokens: found 0; expected greater than or equal to 1",
+                f"{file}: device: found ''; expected some text",
+                f"{file}: force_cpu: found 'yes'; expected true or false",
+                f"{file}: cache_dir: found 3; expected the path of a folder",
+                f"{file}: inbox[0].outbox: found 5; expected the path of a folder",
+                f"{file}: inbox[0].kinds[1]: found 'video'; expected 'image' or 'audio'",
+                f"{file}: inbox[0].spelling: unknown key",
+                f"{file}: inbox[1].path: missing; every inbox needs one",
+                "environment: PHI4_BATCHSIZ: unknown key; did you mean PHI4_BATCH_SIZE?",
+                "environment: batch_size: found 'x'; expected a whole number",
+                "environment: debug: found 'maybe'; expected true or false",
+                "command line: rescan_seconds: found 'soon'; expected a number",
+                "command line: nonsense: unknown key",
+            ]
+        )
+
+    def test_a_key_of_an_inbox_that_is_misspelt_is_set_right(self, tmp_path: Path) -> None:
+        (found,) = faults(tmp_path, '[[inbox]]\npath = "/a"\noutbox = "/o"\nimage_promt = "x"\n')
+        assert found.endswith("inbox[0].image_promt: unknown key; did you mean image_prompt?")
+
+    @pytest.mark.parametrize(
+        ("toml", "words"),
+        [
+            ("x = [", "cannot be read as TOML"),
+            (None, "No such file"),
+        ],
+    )
+    def test_a_file_that_cannot_be_read_is_named(
+        self, tmp_path: Path, toml: str | None, words: str
+    ) -> None:
+        file = tmp_path / "c.toml"
+        if toml:
+            file.write_text(toml)
+        with pytest.raises(ConfigError, match=words) as caught:
+            config.load(config=file, environ={})
+        assert str(file) in str(caught.value)
+
+    def test_an_inbox_variable_that_is_no_json_is_shown_how(self, tmp_path: Path) -> None:
+        (found,) = faults(tmp_path, None, {"PHI4_INBOX": "/in"})
+        assert "expected JSON such as" in found
+
+    @pytest.mark.parametrize(
+        ("toml", "words"),
+        [
+            ('[[inbox]]\npath = "/a"\n', "no outbox; give it a folder"),
+            (
+                '[[inbox]]\npath = "/a"\noutbox = "/o"\n[[inbox]]\npath = "/a/b"\noutbox = "/p"\n',
+                "hold the same files",
+            ),
+            (
+                '[[inbox]]\npath="/x/a"\noutbox="/o"\n[[inbox]]\npath="/y/a"\noutbox="/p"\n',
+                'two are named "a"',
+            ),
+            (
+                '[[inbox]]\npath = "/a"\noutbox = "/o"\n[[inbox]]\npath = "/b"\noutbox = "/o"\n',
+                "share the outbox /o",
+            ),
+        ],
+    )
+    def test_inboxes_that_cannot_stand_together_are_refused(
+        self, tmp_path: Path, toml: str, words: str
+    ) -> None:
+        (found,) = faults(tmp_path, toml)
+        assert words in found
+
+    def test_they_are_refused_together_with_other_faults(self, tmp_path: Path) -> None:
+        found = faults(tmp_path, 'batch_size = 0\n[[inbox]]\npath = "/a"\n')
+        assert len(found) == 2
+
+    @pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+    def test_times_are_positive_and_finite(self, tmp_path: Path, value: str) -> None:
+        assert len(faults(tmp_path, f"rescan_seconds = {value}\n")) == 1
+
+    def test_a_configuration_cannot_be_changed(self, tmp_path: Path) -> None:
+        settled = load(tmp_path)
+        with pytest.raises(ValueError, match="frozen"):
+            settled.batch_size = 3  # type: ignore[misc]
