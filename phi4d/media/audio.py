@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from phi4d.errors import FileError
 from phi4d.job import SAMPLE_RATE_HZ
 from phi4d.media import readers
+from phi4d.media.probe import cause
 from phi4d.media.readers import Samples, Source
 
 MIN_DURATION_S = 0.1
@@ -132,9 +133,8 @@ def _check_complete(source: Source, decoded_s: float) -> None:
 
 def _broken(error: Exception, decoded_s: float, source: Source) -> str:
     of = f" of {source.declared_s:.1f} s" if source.declared_s is not None else ""
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return (
-        f"is damaged or cut off: decoding stopped after {decoded_s:.1f} s{of} ({reason}); "
+        f"is damaged or cut off: decoding stopped after {decoded_s:.1f} s{of} ({cause(error)}); "
         "copy it again from its source"
     )
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from phi4d.errors import EnvironmentFault, FileChanged, FileError, Phi4dError
 from phi4d.job import Fingerprint, Kind, Piece
+from phi4d.media.probe import cause
 from phi4d.media.wire import Channel, Header
 
 if TYPE_CHECKING:
@@ -165,9 +166,8 @@ def opened(path: bytes, expected: Fingerprint | None, max_file_bytes: int) -> It
             _check_readable(file)
             if isinstance(error, Phi4dError):
                 raise
-            reason = " ".join(str(error).split())[:200]
             raise FileError(
-                f"could not be decoded ({type(error).__name__}: {reason}): "
+                f"could not be decoded ({type(error).__name__}: {cause(error)}): "
                 "copy it again from its source"
             ) from error
         _check_unchanged(file, before)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from phi4d.errors import FileError
-from phi4d.media.probe import HEAD_BYTES, describe
+from phi4d.media.probe import HEAD_BYTES, cause, describe
 
 pillow_heif.register_heif_opener()
 Image.MAX_IMAGE_PIXELS = None  # the cap is ours, below: Pillow only warns at 89 MP
@@ -169,7 +169,7 @@ def _unidentified(head: bytes) -> str:
 
 
 def _damaged(kind: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = cause(error)
     if "truncated" in reason:
         return f"is a {kind}picture that is cut off ({reason}): copy it again from its source"
     return f"is a damaged {kind}picture ({reason}): copy it again from its source"

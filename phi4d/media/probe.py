@@ -1,4 +1,4 @@
-"""What a file may be: its kind from its name, and in a few words what its first bytes say.
+"""What a file may be: its kind from its name, and words for what its bytes and its faults are.
 
 `kind_of` is asked for every file that a rescan sees, so it must stay pure and cheap: no I/O, no
 imports of decoders. It only says who is to try; the decoders go by content.
@@ -85,3 +85,9 @@ def describe(head: bytes) -> str:
             page = text.lstrip().lower().startswith(("<!doctype html", "<html"))
             return "a web page" if page else "text"
     return "unknown data"
+
+
+def cause(error: BaseException) -> str:
+    """A codec's exception as a few words on one line, without the path that the worker adds."""
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(words.split())[:200] or type(error).__name__

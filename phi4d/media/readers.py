@@ -18,7 +18,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from phi4d.errors import FileError
-from phi4d.media.probe import HEAD_BYTES, describe
+from phi4d.media.probe import HEAD_BYTES, cause, describe
 
 Samples: TypeAlias = NDArray[np.float32]
 
@@ -202,8 +202,8 @@ def _unreadable(head: bytes, error: Exception) -> str:
     found = describe(head)
     if any(word in found for word in ("recording", "MP4", "Matroska")):
         return (
-            f"begins as {found} but is damaged or cut off "
-            f"({getattr(error, 'strerror', None) or error}): copy it again from its source"
+            f"begins as {found} but is damaged or cut off ({cause(error)}): "
+            "copy it again from its source"
         )
     return (
         f"is not a recording that can be read: it holds {found}. "
