@@ -63,12 +63,12 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing phi4d and its libraries into $(VENV); the first time takes a few minutes"
-	@$(PIP) install -q -e .
+	@$(PIP) install -qq -e .
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	@echo "installing phi4d and what its tests need into $(VENV); the first time takes a few minutes"
-	@$(PIP) install -q -e '.[test]'
+	@$(PIP) install -qq -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
 # Our tiler is compared with transformers' image processor, which needs torchvision. Beside a CPU
@@ -77,6 +77,6 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 $(REFERENCE)/.installed: $(VENV)/.installed-test
 	@rm -rf $(REFERENCE)
 	@minor=$$($(BIN)/python -c 'from importlib.metadata import version as v; print(v("torch").split(".")[1])') \
-		&& $(PIP) install -q --no-deps --target $(REFERENCE) "torchvision==0.$$((minor + 15)).*" \
+		&& $(PIP) install -qq --no-deps --target $(REFERENCE) "torchvision==0.$$((minor + 15)).*" \
 		&& touch $@ \
 		|| echo "torchvision cannot be installed; the one test that wants it is skipped"
