@@ -14,6 +14,7 @@ import queue
 import stat
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,6 +47,8 @@ _EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
     DirMovedEvent,
 ]
+# An event and watchdog's own walk may find a new folder at once; it is then watched once, rightly.
+warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning, "watchdog")
 _HAND_ON = 2_000  # files of a scan that are handed on at once
 _TICK_SECONDS = 0.25  # how often the settler is asked while files settle
 
