@@ -41,7 +41,8 @@ class Channel:
         text = json.dumps(header).encode()
         data = b"" if body is None else np.ascontiguousarray(body).data.cast("B")
         self._sock.sendall(_LENGTHS.pack(len(text), len(data)) + text)
-        self._sock.sendall(data)
+        if data:  # the other end may be satisfied, and gone, by now
+            self._sock.sendall(data)
 
     def send_piece(self, piece: Piece, facts: dict[str, float]) -> None:
         """Send a piece with what is known of its source so far."""
