@@ -19,6 +19,8 @@ REVISION = "refs/pr/70"
 ADAPTERS = {"vision": "vision-lora", "speech": "speech-lora"}
 """adapter's name to its folder below the model's"""
 MODEL_TYPE = "phi4_multimodal"
+PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json")
+"""either says how media are prepared: the first nested, the second, older one flat"""
 ORIGINAL_TYPE = "phi4mm"
 """what the original, remote-code layout calls itself"""
 
@@ -40,14 +42,14 @@ def resolve(model: str, revision: str | None = None, cache_dir: str | Path | Non
     if path.is_dir() or not _is_hub_id(model):
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     revision = revision or REVISION
     try:
         return Path(
             snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True)
         )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise ConfigError(
             f"{model}: neither a folder nor in the hub's cache"
             f"{f' {cache_dir}' if cache_dir else ''} at revision {revision}. "
@@ -77,17 +79,12 @@ def check(folder: Path) -> None:
 
 def max_crops(folder: Path) -> int | None:
     """The most crops a picture may have by the folder's processor config; None if it is silent."""
-    for name, key in (
-        ("processor_config.json", "image_processor"),
-        ("preprocessor_config.json", ""),
-    ):
-        try:
+    for name in PROCESSOR_CONFIGS:
+        if (folder / name).exists():
             config = read_json(folder / name)
-        except FileNotFoundError:
-            continue
-        crops = (config.get(key) or {}).get("dynamic_hd") if key else config.get("dynamic_hd")
-        if crops is not None:
-            return int(crops)
+            crops = config.get("image_processor", config).get("dynamic_hd")
+            if crops is not None:
+                return int(crops)
     return None
 
 
@@ -116,9 +113,11 @@ def _faults(folder: Path) -> list[str]:
     for name in ADAPTERS.values():
         faults += _adapter_faults(folder / name)
     faults += _json_faults(folder / "tokenizer.json")
-    for name in ("processor_config.json", "preprocessor_config.json", "generation_config.json"):
-        if (folder / name).exists():
-            faults += _json_faults(folder / name)
+    processors = [folder / name for name in PROCESSOR_CONFIGS if (folder / name).exists()]
+    for path in processors or [folder / PROCESSOR_CONFIGS[0]]:
+        faults += _json_faults(path)
+    if (folder / "generation_config.json").exists():
+        faults += _json_faults(folder / "generation_config.json")
     return faults
 
 

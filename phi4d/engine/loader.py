@@ -154,10 +154,6 @@ def _load_adapter(
     # Of the missing keys only this adapter's count: the report also lists the base and the others.
     missing = {key for key in info.missing_keys if f".{name}." in key}
     _expect_whole(folder / subfolder, missing, info.mismatched_keys)
-    for key, parameter in model.named_parameters():
-        if f".{name}." in key:
-            # peft makes adapters in float32 whatever the model is: twice the memory and slower.
-            parameter.data = parameter.data.to(model.dtype)
 
 
 def _expect_whole(where: Path, missing: Collection[str], mismatched: Collection[object]) -> None:

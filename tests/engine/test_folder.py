@@ -82,6 +82,7 @@ def test_a_broken_config_is_named(folder, content):
         (remove, "tokenizer.json", "missing"),
         (halve, "tokenizer.json", "cannot be read"),
         (halve, "processor_config.json", "cannot be read"),
+        (remove, "processor_config.json", "missing"),
         (halve, "generation_config.json", "cannot be read"),
     ],
 )

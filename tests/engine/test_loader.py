@@ -131,6 +131,12 @@ def test_a_config_that_transformers_refuses_is_told(folder):
         load(folder, "cpu")
 
 
+def test_a_folder_that_was_not_checked_is_told(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load(folder, "cpu")
+
+
 def test_a_model_in_shards_loads(folder):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

@@ -64,6 +64,49 @@ def test_transcribes_the_demos_speech(engine):
     assert not done.truncated
 
 
+def generated(engine, request, media):
+    """The answer of transformers' own generate to one request, with the engine's corrected model.
+
+    ``media`` are the model's arguments; the prompt is written as its documentation has it.
+    """
+    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
+    place = {Kind.IMAGE: "<|image|>", Kind.AUDIO: "<|audio|>"}[request.kind] * media.pop("count")
+    text = f"<|user|>{place}{request.prompt}<|end|><|assistant|>"
+    ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False).ids])
+    model = engine._loaded.model
+    model.set_adapter(phi4.ADAPTER[request.kind])
+    engine._adapter = None
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=request.max_new_tokens,
+        **media,
+    )
+    return tokenizer.decode(out[0, ids.shape[1] :].tolist()).strip()
+
+
+def test_a_picture_is_answered_as_by_transformers_own_generate(engine):
+    for name in PICTURES:
+        request = picture(name, max_new_tokens=TOKENS)
+        tiles = phi4.tile(request.media, phi4.folders.max_crops(CHECKPOINT))
+        media = {
+            "count": tiles.tokens,
+            "image_pixel_values": tiles.pixels[None],
+            "image_sizes": torch.tensor([[tiles.height, tiles.width]]),
+            "image_attention_mask": tiles.mask[None],
+        }
+        assert engine.generate([request])[0].text == generated(engine, request, media)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.3, 12.0])
+def test_a_clip_is_answered_as_by_transformers_own_generate(engine, seconds):
+    request = clip(seconds, max_new_tokens=TOKENS)
+    made = engine._loaded.features(request.media, sampling_rate=16_000, return_tensors="pt")
+    media = {"count": int(made["audio_embed_sizes"][0]), **made}
+    assert engine.generate([request])[0].text == generated(engine, request, media)
+
+
 def test_the_prompts_and_the_answers_tokens_are_counted(engine):
     (done,) = engine.generate([picture("shapes-448x448.png")])
     assert done.prompt_tokens == 545 + WORDS
