@@ -6,6 +6,7 @@ Nothing here may use the network or a GPU.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def _one_thread() -> None:
 def _no_progress_bars() -> None:
     """A bar of transformers' own would start a thread that stays."""
     transformers.logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _readers_end(_no_leaks: None) -> Iterator[None]:
+    """Wait for the threads by which transformers reads weights; it does not."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(10)
 
 
 @pytest.fixture(scope="session")
