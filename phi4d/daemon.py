@@ -63,10 +63,10 @@ def make_engines(config: Config) -> Iterator[Engine]:
         )
 
 
-def make_pool(config: Config) -> DecodePool:
-    """Start the decode processes; to be called before anything imports torch."""
+def make_pool(config: Config, workers: int) -> DecodePool:
+    """Start the decode processes of so many workers."""
     return DecodePool(
-        config.decode_processes,
+        config.decode_processes * workers,
         timeout_s=config.decode_seconds,
         max_pixels=int(config.max_megapixels * 1e6),
         max_duration_s=config.max_duration_hours * 3600,
@@ -124,8 +124,6 @@ class Daemon:
             ) from error
         lock = Lock(config.state_dir / "lock")
         self._cleanup.callback(lock.release)
-        pool = make_pool(config)
-        self._cleanup.callback(pool.close)
         store = Store(config.store_path)
         self._cleanup.callback(store.close)
         self._store = store
@@ -136,6 +134,8 @@ class Daemon:
             self._cleanup.callback(engine.close)
             if signal.sigpending() & STOP_SIGNALS:
                 raise Stopped("told to stop while loading")
+        pool = make_pool(config, len(self._engines))
+        self._cleanup.callback(pool.close)
         self._start_watcher()
         self._start_workers(pool)
         notify(f"READY=1\nSTATUS={status.line(store.counts())}")
@@ -217,7 +217,7 @@ class Daemon:
                 batch_size=config.batch_size,
                 max_new_tokens=config.max_new_tokens,
                 max_attempts=config.max_attempts,
-                ahead=max(1, config.decode_processes // len(self._engines)),
+                ahead=config.decode_processes,
                 on_result=self._on_result,
             )
             self._workers.append(worker)

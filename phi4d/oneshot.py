@@ -17,7 +17,6 @@ from phi4d.daemon import make_engines, make_pool
 from phi4d.engine import Engine
 from phi4d.errors import EnvironmentFault, FileError, Phi4dError
 from phi4d.job import Fingerprint, Job, Kind, Result, printable
-from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
 from phi4d.scheduler import Pauses
 from phi4d.store import Arrival, Store
@@ -85,8 +84,6 @@ def process(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="phi4d-")))
         if output_dir is not None:
             output_dir.mkdir(parents=True, exist_ok=True)
-        pool = make_pool(config)
-        stack.callback(pool.close)
         orders: list[_Order] = []
         for source in sources:
             try:
@@ -98,7 +95,7 @@ def process(
                 orders.append(order)
         if orders:
             with Store(scratch / "jobs.sqlite3") as store:
-                _work_off(orders, config, store, pool, engines, finished)
+                _work_off(orders, config, store, engines, finished)
     return not failed
 
 
@@ -142,7 +139,6 @@ def _work_off(
     orders: Sequence[_Order],
     config: Config,
     store: Store,
-    pool: DecodePool,
     engines: Callable[[Config], Iterator[Engine]],
     finished: Callable[[str, Result | None, str], None],
 ) -> None:
@@ -158,23 +154,26 @@ def _work_off(
 
     pauses = Pauses(config.pause_seconds)
     with contextlib.ExitStack() as stack:
-        workers = []
+        loaded = []
         for engine in engines(config):
             stack.callback(engine.close)
-            workers.append(
-                Worker(
-                    engine,
-                    store,
-                    pool,
-                    {order.name: order.rule for order in orders},
-                    pauses,
-                    batch_size=config.batch_size,
-                    max_new_tokens=config.max_new_tokens,
-                    max_attempts=config.max_attempts,
-                    ahead=config.decode_processes,
-                    on_result=on_result,
-                )
+            loaded.append(engine)
+        pool = stack.enter_context(make_pool(config, len(loaded)))
+        workers = [
+            Worker(
+                engine,
+                store,
+                pool,
+                {order.name: order.rule for order in orders},
+                pauses,
+                batch_size=config.batch_size,
+                max_new_tokens=config.max_new_tokens,
+                max_attempts=config.max_attempts,
+                ahead=config.decode_processes,
+                on_result=on_result,
             )
+            for engine in loaded
+        ]
         for worker in workers:
             worker.start()
             stack.callback(worker.join)

@@ -1,0 +1,241 @@
+"""The command line, as a user calls it: the real program, with the tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import phi4d
+from phi4d import cli, demo, trial
+from phi4d.engine.fake import FakeEngine
+from phi4d.errors import ConfigError
+from phi4d.job import Fingerprint, Kind
+from phi4d.store import Arrival, Store
+
+EXPECTED: dict[str, Any] = json.loads((demo.SAMPLES / "expected.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, environment: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home/.config"))
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "phi4d", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def invoke(*words: object) -> Any:
+    """In this process, for what starts no daemon."""
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+class TestHelp:
+    def test_it_names_every_command(self) -> None:
+        done = call("--help")
+        assert done.returncode == 0
+        for command in ("run", "process", "status", "demo"):
+            assert command in done.stdout
+
+    def test_without_a_command_it_helps(self) -> None:
+        assert "Usage" in invoke().output
+
+    def test_the_version(self) -> None:
+        assert call("--version").stdout == f"phi4d {phi4d.__version__}\n"
+
+
+class TestRefusals:
+    def test_every_fault_of_the_configuration_and_exit_code_78(self, tmp_path: Path) -> None:
+        file = tmp_path / "c.toml"
+        file.write_text("batchsize = 1\nmax_new_tokens = 0\n")
+        done = call("run", "--config", file)
+        assert done.returncode == os.EX_CONFIG
+        assert done.stderr.splitlines() == [
+            f"phi4d: {file}: batchsize: unknown key; did you mean batch_size?",
+            f"phi4d: {file}: max_new_tokens: found 0; expected greater than or equal to 1",
+        ]
+
+    @pytest.mark.parametrize("found", ["missing", "empty", "file"])
+    def test_a_model_that_is_none(self, tmp_path: Path, found: str) -> None:
+        model = tmp_path / "model"
+        if found == "empty":
+            model.mkdir()
+        elif found == "file":
+            model.write_text("?")
+        done = call(
+            "run", "--inbox", tmp_path, "--outbox", tmp_path / "o", "--model-path", model,
+            "--set", f"state_dir={tmp_path / 'state'}",
+        )  # fmt: skip
+        assert done.returncode == os.EX_CONFIG
+        assert str(model) in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_model_that_was_not_downloaded_says_how(self, tmp_path: Path) -> None:
+        done = call(
+            "run", "--inbox", tmp_path, "--outbox", tmp_path / "o",
+            "--set", f"state_dir={tmp_path / 'state'}", "--set", f"cache_dir={tmp_path / 'cache'}",
+        )  # fmt: skip
+        assert done.returncode == os.EX_CONFIG
+        assert "hf download microsoft/Phi-4-multimodal-instruct" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("words", "complaint"),
+        [
+            (["run", "--outbox", "o"], "--outbox goes with --inbox"),
+            (["run", "--set", "debug"], "expected KEY=VALUE"),
+            (["process"], "nothing to do"),
+        ],
+    )
+    def test_a_wrong_call(self, words: list[str], complaint: str) -> None:
+        done = invoke(*words)
+        assert done.exit_code == 2
+        assert complaint in done.stderr
+
+
+class TestStatus:
+    def test_without_a_store(self, tmp_path: Path) -> None:
+        done = invoke("status", "--set", f"state_dir={tmp_path}")
+        assert done.exit_code == 1
+        assert "there is no store" in done.stderr
+
+    def test_with_something_else_in_its_place(self, tmp_path: Path) -> None:
+        (tmp_path / "jobs.sqlite3").write_bytes(b"no database, and long enough to be read" * 200)
+        done = invoke("status", "--set", f"state_dir={tmp_path}")
+        assert done.exit_code == 1
+        assert "cannot be read" in done.stderr
+
+    def test_it_tells_what_waits_runs_is_done_and_has_failed(self, tmp_path: Path) -> None:
+        with Store(tmp_path / "jobs.sqlite3") as store:
+            store.add(
+                Arrival("photos", b"%d.jpg" % n, Kind.IMAGE, Fingerprint(n, n, n)) for n in range(6)
+            )
+            jobs = store.claim([1, 2, 3], "cuda:0")
+            store.finish(jobs[0])
+            store.fail(jobs[1], "file", "is empty")
+            done = invoke("status", "--set", f"state_dir={tmp_path}")
+        assert done.exit_code == 0
+        lines = done.stdout.splitlines()
+        assert lines[0] == "phi4d is not running"
+        assert lines[3].split() == ["photos", "3", "1", "1", "1"]
+        assert "photos/2.jpg  on cuda:0" in done.stdout
+        assert "photos/1.jpg: is empty" in done.stdout
+
+
+class TestProcess:
+    def test_answers_go_to_stdout_and_nothing_else_does(self) -> None:
+        picture = demo.SAMPLES / "shapes-448x448.png"
+        done = call("process", picture, "--model-path", "demo", "--device", "cpu")
+        assert done.returncode == 0
+        assert done.stderr == ""
+        assert done.stdout.strip() == EXPECTED[picture.name]
+
+    def test_several_are_told_apart_and_a_bad_one_fails(self, tmp_path: Path) -> None:
+        picture, bad = demo.SAMPLES / "shapes-448x448.png", tmp_path / "bad.jpg"
+        bad.write_bytes(b"no picture")
+        done = call("process", picture, bad, "--model-path", "demo", "--output-dir", "out")
+        assert done.returncode == 1
+        assert done.stdout.startswith(f"{picture}: ")
+        assert done.stderr.startswith(f"phi4d: {bad}: ")
+        assert "failed" not in done.stderr
+        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+            f"{picture.name}.json",
+            f"{picture.name}.txt",
+        ]
+
+    def test_the_old_scripts_users_can_move(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_picture: Callable[..., Path]
+    ) -> None:
+        picture = make_picture(tmp_path / "a.png")
+        old = tmp_path / "config.json"
+        values = {
+            "image_url": str(picture),
+            "image_prompt": "What is this?",
+            "results_dir": str(tmp_path / "results"),
+            "force_cpu": True,
+        }
+        old.write_text(json.dumps(values))
+        monkeypatch.setattr("phi4d.oneshot.process.__kwdefaults__", {
+            "prompt": None, "output_dir": None, "engines": lambda config: iter([FakeEngine()]),
+        })  # fmt: skip
+        done = invoke("process", "--config-file", old)
+        assert done.exit_code == 0
+        assert done.stdout == "picture 64x48: What is this?\n"
+        assert (tmp_path / "results/a.png.txt").exists()
+
+
+class TestRun:
+    def test_once_with_the_tiny_checkpoint(self, tmp_path: Path) -> None:
+        done = call(
+            "run", "--once", "--inbox", demo.SAMPLES, "--outbox", "out", "--model-path", "demo",
+            "--device", "cpu", "--set", "state_dir=state", "--debug",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        for name in EXPECTED:
+            record = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+            assert record["text"]
+            assert "toy" in record["model"]
+        assert "queued" in done.stderr
+
+    def test_unforeseen_faults_are_no_refusals(self) -> None:
+        with pytest.raises(ZeroDivisionError), cli._Refusals():
+            raise ZeroDivisionError
+
+
+class TestDemo:
+    def test_it_shows_the_daemon_at_work(self, tmp_path: Path) -> None:
+        done = call("demo", tmp_path / "demo")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert str(tmp_path / "demo") in done.stdout
+        assert "toy" in done.stdout
+        for name in EXPECTED:
+            assert re.search(rf"^{re.escape(name)} +\w", done.stdout, re.MULTILINE), done.stdout
+            assert (tmp_path / "demo/outbox" / f"{name}.txt").exists()
+        assert "microsoft/Phi-4-multimodal-instruct" in done.stdout
+
+    def test_nobodys_files_are_touched(self, tmp_path: Path) -> None:
+        taken = tmp_path / "demo"
+        taken.mkdir()
+        assert trial._fresh(taken) == taken
+        (taken / "mine").write_text("x")
+        assert trial._fresh(taken) == tmp_path / "demo-2"
+
+    def test_a_daemon_that_does_not_start_is_shown(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(demo, "MODEL_PATH", "/none")
+        assert trial.run(tmp_path / "demo") == 1
+        assert "did not start" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 130
+
+
+def test_a_refusal_names_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    import click
+
+    with pytest.raises((click.exceptions.Exit, Exception)), cli._Refusals():
+        raise ConfigError("one", "two")
+    assert capsys.readouterr().err == "phi4d: one\nphi4d: two\n"

@@ -1,0 +1,373 @@
+"""The daemon whole: real inotify, SQLite, decode processes and signals; only the GPU is played."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phi4d import config as configuration
+from phi4d import daemon as house
+from phi4d.config import Config
+from phi4d.daemon import Daemon
+from phi4d.engine import Engine
+from phi4d.engine.fake import FakeEngine
+from phi4d.errors import ConfigError, DeviceError
+from phi4d.job import Job, Result
+from phi4d.store import Reader
+
+WAIT_SECONDS = 60.0  # until a test gives up
+SCRIPT = Path(__file__).with_name("fake_daemon.py")
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, environment: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a configuration of one inbox and returns its path."""
+
+    def write(more: str = "", outbox: str = "out") -> Path:
+        (tmp_path / "in").mkdir(exist_ok=True)
+        path = tmp_path / "phi4d.toml"
+        path.write_text(
+            'state_dir = "state"\nsettle_seconds = 0.05\npause_seconds = 0.05\n'
+            f'{more}\n[[inbox]]\npath = "in"\noutbox = "{outbox}"\n'
+        )
+        return path
+
+    return write
+
+
+class House:
+    """A daemon in this process, with a thread that ticks."""
+
+    def __init__(self, config: Config, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.ended: list[tuple[Job, Result | None, str]] = []
+        self._changed = threading.Condition()
+        self.daemon = Daemon(config, engines=self._engines, on_result=self._on_result)
+
+    def _engines(self, config: Config) -> Iterator[Engine]:
+        yield self.engine
+
+    def _on_result(self, job: Job, result: Result | None, words: str) -> None:
+        with self._changed:
+            self.ended.append((job, result, words))
+            self._changed.notify_all()
+
+    def wait_for(self, n: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.ended) >= n, WAIT_SECONDS), self.ended
+
+
+@pytest.fixture
+def open_house(write_config: Callable[..., Path]) -> Iterator[Callable[..., House]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(more: str = "", engine: FakeEngine | None = None, outbox: str = "out") -> House:
+            config = configuration.load(config=write_config(more, outbox), environ={})
+            opened = House(config, engine or FakeEngine())
+            stack.callback(opened.daemon.stop)
+            opened.daemon.start()
+            return opened
+
+        yield start
+
+
+@contextlib.contextmanager
+def running(config: Path, *words: str, env: dict[str, str] | None = None) -> Iterator[Any]:
+    """A daemon in a process of its own, that is certain to end."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(config), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: Any, words: str) -> list[str]:
+    """The log up to a line with these words."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return lines
+    raise AssertionError(f"{words!r} never came:\n" + "".join(lines))
+
+
+def counts(state: Path) -> dict[str, int]:
+    reader = Reader(state / "jobs.sqlite3")
+    try:
+        return {str(s): n for s, n in reader.counts().get("in", {}).items() if n}
+    finally:
+        reader.close()
+
+
+def sidecars(outbox: Path) -> set[str]:
+    return {str(p.relative_to(outbox)) for p in outbox.rglob("*") if p.is_file()}
+
+
+class TestLife:
+    def test_what_is_there_and_what_comes_is_done(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        make_recording: Callable[..., Path],
+    ) -> None:
+        make_picture(tmp_path / "in/before/a.png")
+        opened = open_house()
+        make_recording(tmp_path / "in/later.wav")
+        opened.wait_for(2)
+        assert sidecars(tmp_path / "out") == {
+            "before/a.png.txt",
+            "before/a.png.json",
+            "later.wav.txt",
+            "later.wav.json",
+        }
+        assert opened.daemon.tick() is None
+
+    def test_prompts_of_the_inbox_are_asked(
+        self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        opened = open_house('image_prompt = "How many cats?"')
+        opened.wait_for(1)
+        assert "How many cats?" in (tmp_path / "out/a.png.txt").read_text()
+
+    def test_sidecars_beside_their_sources_are_no_input(
+        self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        opened = open_house("rescan_seconds = 0.05", outbox="beside")
+        opened.wait_for(1)
+        make_picture(tmp_path / "in/b.png")
+        opened.wait_for(2)
+        assert sidecars(tmp_path / "in") == {
+            f"{n}.png{s}" for n in "ab" for s in ("", ".txt", ".json")
+        }
+
+    def test_an_outbox_that_cannot_be_made_pauses_and_heals(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        (tmp_path / "out").write_text("a file where the outbox should be")
+        make_picture(tmp_path / "in/a.png")
+        opened = open_house()
+        assert 'inbox "in" pauses, nothing is lost' in caplog.text
+        (tmp_path / "out").unlink()
+        (tmp_path / "out").mkdir()
+        opened.wait_for(1)
+        assert sidecars(tmp_path / "out") == {"a.png.txt", "a.png.json"}
+
+    def test_stopping_twice_is_no_fault(self, open_house: Callable[..., House]) -> None:
+        opened = open_house()
+        opened.daemon.stop()
+        opened.daemon.stop()
+        assert opened.engine.closed
+
+    def test_a_lost_device_ends_the_daemon_with_a_failure(
+        self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        lost = dict.fromkeys(range(1, 99), DeviceError("cuda:0: is lost"))
+        opened = open_house("batch_size = 1", FakeEngine(failures=lost))
+        (worker,) = opened.daemon._workers
+        worker.join(WAIT_SECONDS)
+        assert opened.daemon.tick() == house.EXIT_FAILURE
+
+
+class TestRefusals:
+    def test_no_inbox(self) -> None:
+        with pytest.raises(ConfigError, match="none configured; add an"):
+            Daemon(configuration.load(environ={}, options={})).start()
+
+    def test_a_state_folder_that_cannot_be_made(
+        self, tmp_path: Path, write_config: Callable[..., Path]
+    ) -> None:
+        (tmp_path / "state").write_text("in the way")
+        config = configuration.load(config=write_config(), environ={})
+        with pytest.raises(ConfigError, match="state_dir"):
+            Daemon(config).start()
+
+    def test_a_second_daemon_on_the_same_state(self, write_config: Callable[..., Path]) -> None:
+        config = write_config()
+        with running(config) as first:
+            read_until(first, "ready:")
+            with running(config) as second:
+                assert second.wait(WAIT_SECONDS) != 0
+                assert f"another phi4d works here (pid {first.pid})" in second.stderr.read()
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_it_stops_in_order_with_exit_code_0(
+        self, write_config: Callable[..., Path], number: int
+    ) -> None:
+        with running(write_config()) as process:
+            read_until(process, "ready:")
+            process.send_signal(number)
+            rest = process.stderr.read()
+            assert process.wait(WAIT_SECONDS) == 0
+        assert "stopping" in rest
+        assert rest.endswith("stopped\n")
+
+    def test_work_under_way_is_put_back_at_the_deadline(
+        self, write_config: Callable[..., Path], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        with running(write_config("stop_seconds = 0.1"), "slow") as process:
+            read_until(process, "ready:")
+            while counts(tmp_path / "state") != {"running": 1}:
+                pass
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_SECONDS) == 0
+        assert counts(tmp_path / "state") == {"queued": 1}
+
+    def test_once_leaves_when_all_is_done(
+        self, write_config: Callable[..., Path], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        for n in range(10):
+            make_picture(tmp_path / f"in/{n}.png")
+        (tmp_path / "in/bad.jpg").write_bytes(b"no picture")
+        with running(write_config(), "once") as process:
+            assert process.wait(WAIT_SECONDS) == 0
+        assert counts(tmp_path / "state") == {"done": 10, "failed": 1}
+        assert len(sidecars(tmp_path / "out")) == 20
+
+    def test_once_says_what_had_to_wait(
+        self, write_config: Callable[..., Path], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        (tmp_path / "out").write_text("a file where the outbox should be")
+        with running(write_config(), "once") as process:
+            log = process.stderr.read()
+            assert process.wait(WAIT_SECONDS) == house.EXIT_LATER
+        assert "still waits" in log
+        assert counts(tmp_path / "state") == {"queued": 1}
+
+    def test_a_daemon_that_is_killed_goes_on_where_it_was(
+        self, write_config: Callable[..., Path], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        names = [f"{n}.png" for n in range(60)]
+        for n, name in enumerate(names):
+            make_picture(tmp_path / "in" / name, (n + 1, 3))
+        config = write_config('device = "cpu,cpu"\nbatch_size = 2')
+        outbox, chance = tmp_path / "out", random.Random(1)
+        for _ in range(3):
+            with running(config) as process:
+                for _ in range(chance.randint(3, 12)):
+                    read_until(process, "done:")
+                process.kill()
+                process.wait(WAIT_SECONDS)
+        for name in sidecars(outbox) if outbox.exists() else ():
+            if name.endswith(".json"):  # whatever is there is whole
+                json.loads((outbox / name).read_text())
+        with running(config, "once") as process:
+            log = process.stderr.read()
+            assert process.wait(WAIT_SECONDS) == 0
+        assert counts(tmp_path / "state") == {"done": 60}
+        assert sidecars(outbox) == {f"{name}{s}" for name in names for s in (".txt", ".json")}
+        for n, name in enumerate(names):
+            assert f"picture {n + 1}x3" in (outbox / f"{name}.txt").read_text()
+        done_before = 60 - log.count("done:")
+        assert done_before >= 9  # what was finished is not done again
+
+    def test_decode_processes_end_with_a_killed_daemon(
+        self, write_config: Callable[..., Path]
+    ) -> None:
+        with running(write_config()) as process:
+            read_until(process, "ready:")
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            assert len(children) == 2
+            handles = [os.pidfd_open(int(child)) for child in children]
+            process.kill()
+            for handle in handles:  # readable when its process has ended
+                assert select.select([handle], [], [], WAIT_SECONDS)[0]
+                os.close(handle)
+
+
+class TestServiceManager:
+    def test_ready_status_watchdog_and_stopping_are_told(
+        self, write_config: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(str(tmp_path / "notify"))
+            manager.settimeout(WAIT_SECONDS)
+            env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
+            with running(write_config(), env=env) as process:
+                told = [manager.recv(1000).decode()]
+                assert told[0] == "READY=1\nSTATUS=0 running, 0 waiting, 0 failed"
+                while not {"WATCHDOG=1", "STATUS=0 running, 0 waiting, 0 failed"} <= set(told):
+                    told.append(manager.recv(1000).decode())
+                process.send_signal(signal.SIGTERM)
+                while told[-1] != "STOPPING=1":
+                    told.append(manager.recv(1000).decode())
+                assert process.wait(WAIT_SECONDS) == 0
+
+    def test_a_hung_worker_starves_the_watchdog_and_is_named(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        told: list[str] = []
+        monkeypatch.setattr(house, "notify", told.append)
+        monkeypatch.setattr(house, "watchdog_seconds", lambda: 30.0)
+        make_picture(tmp_path / "in/a.png")
+        engine = FakeEngine(gate=threading.Event(), hung=True)
+        opened = open_house("hang_seconds = 0.001", engine)
+        assert engine.entered.wait(WAIT_SECONDS)
+        while "no sign of life" not in caplog.text:
+            told.clear()
+            opened.daemon.tick()
+        assert "WATCHDOG=1" not in told
+        assert engine.gate
+        engine.gate.set()
+        opened.wait_for(1)
+        while "WATCHDOG=1" not in told:  # it works again
+            (worker,) = opened.daemon._workers
+            worker.beat()
+            opened.daemon._config = opened.daemon._config.model_copy(update={"hang_seconds": 99.0})
+            opened.daemon.tick()
+
+
+def test_the_log_does_not_tell_what_pictures_show(
+    open_house: Callable[..., House],
+    tmp_path: Path,
+    make_picture: Callable[..., Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make_picture(tmp_path / "in/a.png")
+    with caplog.at_level(logging.INFO):
+        open_house(engine=FakeEngine(answer=lambda r: "a private matter")).wait_for(1)
+    assert "private" not in caplog.text
+
+
+def test_every_end_has_its_exit_code() -> None:
+    assert (house.EXIT_OK, house.EXIT_FAILURE, house.EXIT_LATER, house.EXIT_CONFIG) == (
+        0,
+        1,
+        os.EX_TEMPFAIL,
+        os.EX_CONFIG,
+    )
