@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,19 @@ def test_every_room_has_a_floor_and_every_floor_its_rooms():
     rooms = list(chain.from_iterable(FLOORS))
     assert len(rooms) == len(set(rooms))
     assert {room_of(file) for file in files()} == set(rooms)
+
+
+def test_the_map_in_the_docs_has_the_same_floors():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text("utf-8")
+    (drawing,) = re.findall(r"^phi4d/\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    drawn: dict[str, int] = {}
+    floor = 0
+    for number, room in re.findall(r"^ ([ \d]) (\w+)(?:\.py|/) ", drawing, re.MULTILINE):
+        floor = int(number.strip() or floor)
+        drawn[room] = floor
+
+    dunder = {"__init__", "__main__"}
+    assert drawn == {room: n for n, rooms in enumerate(FLOORS) for room in rooms - dunder}
 
 
 @pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -1,0 +1,142 @@
+"""What the README says of keys, options, exit codes and commands is what the code does."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import typer.main
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from phi4d import cli, daemon, demo
+from phi4d.config import Config, Inbox
+from phi4d.engine import folder
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+OLD_KEYS = {
+    "model_path", "image_url", "audio_url", "cache_dir", "results_dir", "user_prompt",
+    "assistant_prompt", "prompt_suffix", "force_cpu", "disable_parallel",
+    "multi_gpu_threshold_gb", "debug", "image_prompt", "speech_prompt",
+}  # fmt: skip
+
+
+def section(title: str) -> str:
+    """The text below a heading, down to the next of its rank or higher."""
+    found = re.search(
+        rf"^(##+) {re.escape(title)}\n(.*?)(?=^(?!\1#)##+ |\Z)", README, re.MULTILINE | re.DOTALL
+    )
+    assert found, f"no heading {title!r}"
+    return found[2]
+
+
+def meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Each field's docstring, the string that stands below it."""
+    (body,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in zip(body.body, body.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def default(model: type[BaseModel], name: str) -> str:
+    """A field's default as TOML, or why there is none."""
+    value = model.model_fields[name].default
+    if name == "state_dir":
+        return "`~/.local/state/phi4d`; as root `/var/lib/phi4d`"
+    if value is PydanticUndefined:
+        return "needed"
+    if value is None or value in ("", ()):
+        return ""
+    if isinstance(value, tuple):
+        value = list(value)
+    return f"`{json.dumps(value)}`"
+
+
+def table(model: type[BaseModel]) -> str:
+    """The README's table of a model's keys."""
+    words = meanings(model)
+    rows = [
+        f"| `{name}` | {default(model, name)} | {words[name]} |".replace("<|", r"<\|").replace(
+            "|>", r"\|>"
+        )
+        for name in model.model_fields
+    ]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+
+
+@pytest.mark.parametrize("model", [Config, Inbox])
+def test_the_tables_of_keys_are_the_code_s(model: type[BaseModel]):
+    # a change of a key wants the same change there: paste the expected table
+    assert table(model) in section("Configuration")
+
+
+def test_every_key_of_the_old_script_is_a_key_and_has_its_row():
+    rows = re.findall(r"^\| (`.+?`) \|", section("Moving from the old script"), re.MULTILINE)
+    keys = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+
+    assert keys == OLD_KEYS
+    assert set(Config.model_fields) >= OLD_KEYS
+
+
+def test_the_exit_codes_are_the_daemon_s():
+    codes = re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)
+
+    assert {int(code) for code in codes} == {
+        daemon.EXIT_OK,
+        daemon.EXIT_FAILURE,
+        2,
+        daemon.EXIT_LATER,
+        daemon.EXIT_CONFIG,
+    }
+
+
+def test_the_signals_are_the_daemon_s():
+    named = set(re.findall(r"`(SIG\w+)`", section("Signals")))
+
+    assert named - {"SIGKILL"} == {signal.Signals(number).name for number in daemon.STOP_SIGNALS}
+
+
+def test_the_command_that_downloads_the_model_is_the_one_that_the_loader_names():
+    assert folder.download_command() in README
+
+
+def test_every_command_and_option_exists():
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    lines = re.findall(r"(?:^|[ `/])phi4d ((?:run|process|status|demo)\b[^`\n]*)", README)
+    assert {line.split()[0] for line in lines} == set(commands)
+    for line in lines:
+        command = commands[line.split()[0]]
+        options = {name for parameter in command.params for name in parameter.opts}
+        used = set(re.findall(r"(?<![\w-])--[a-z-]+", line))
+        assert used <= options | {"--help"}, line
+
+
+def test_the_answers_shown_are_those_of_the_samples():
+    expected = json.loads((demo.SAMPLES / "expected.json").read_text("utf-8"))
+    shown = re.findall(r"^\$ phi4d process .*/samples/(\S+)\n(.+)$", README, re.MULTILINE)
+    shown += re.findall(r"^\$ cat \S+/(\S+)\.txt\n(.+)$", README, re.MULTILINE)
+    record = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])  # type: ignore[index]
+    shown.append((Path(record["source"]).name, record["text"]))
+
+    assert len(shown) == 3
+    assert shown == [(name, expected[name]) for name, _ in shown]
+    for name in re.findall(r"phi4d/demo/samples/([\w.-]+)", README):
+        assert (demo.SAMPLES / name).exists()
+
+
+def test_links_within_the_project_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)|src=\"([^\"]+)\"", README):
+        path = target[0] or target[1]
+        assert (Path(__file__).parents[1] / path).exists(), path
