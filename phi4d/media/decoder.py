@@ -225,12 +225,14 @@ def _check_unchanged(file: BinaryIO, before: Fingerprint) -> None:
 def _check_readable(file: BinaryIO) -> None:
     """Codecs take a failing disk for the end of the file, so look whether it can be read at all.
 
+    The first gigabyte will do: a damaged film on a slow disk is not worth a timeout.
+
     Raises:
         EnvironmentFault: it cannot.
     """
     offset = 0
     try:
-        while data := os.pread(file.fileno(), 1 << 22, offset):
+        while offset < 1 << 30 and (data := os.pread(file.fileno(), 1 << 22, offset)):
             offset += len(data)
     except OSError as error:
         text = os.strerror(error.errno or errno.EIO)

@@ -13,12 +13,14 @@ from typing import BinaryIO
 import numpy as np
 import pillow_heif
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 
 from phi4d.errors import FileError
 from phi4d.media.probe import HEAD_BYTES, cause, describe
 
-pillow_heif.register_heif_opener()
+# One thread: the pool of processes is the parallelism, and threads cost address space.
+pillow_heif.register_heif_opener(decode_threads=1)
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 Image.MAX_IMAGE_PIXELS = None  # the cap is ours, below: Pillow only warns at 89 MP
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM")

@@ -10,6 +10,7 @@ dies, the kernel kills them.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ from phi4d.errors import (
 from phi4d.job import SAMPLE_RATE_HZ, Fingerprint, Kind, Piece
 from phi4d.media.process import DecodeProcess
 from phi4d.media.wire import TICK_S, Header, piece_of
+
+log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 _ERRORS: dict[str, type[Phi4dError]] = {
@@ -138,6 +141,7 @@ class DecodePool:
             if not self._idle:
                 return None
             if not self._idle[-1].alive():  # the kernel was short of memory, perhaps
+                log.warning("an idle decode process %s; it is replaced", self._idle[-1].ended())
                 self._idle[-1] = self._replaced(self._idle[-1])
             process = self._idle.pop()
         request = {

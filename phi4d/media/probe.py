@@ -89,5 +89,5 @@ def describe(head: bytes) -> str:
 
 def cause(error: BaseException) -> str:
     """A codec's exception as a few words on one line, without the path that the worker adds."""
-    words = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    words = getattr(error, "strerror", None) or str(error)  # PyAV's errors have it, OSError or not
     return " ".join(words.split())[:200] or type(error).__name__

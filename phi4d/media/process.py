@@ -89,5 +89,7 @@ class DecodeProcess:
 def _environment() -> dict[str, str]:
     """What a decode process may know of our environment: no tokens, no notify socket."""
     kept = {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
-    # One thread: the pool is the parallelism, and each thread costs address space.
-    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    # One thread: the pool is the parallelism, and on a machine of many cores the stacks and malloc
+    # arenas (64 MB each) of a thread for each core would use up the address space.
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    return kept | single

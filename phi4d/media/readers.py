@@ -115,9 +115,14 @@ def _libav(file: BinaryIO, head: bytes) -> Source:
     container = av.open(file, mode="r", options=options, metadata_errors="replace")
     stream = container.streams.best("audio")
     if not isinstance(stream, av.AudioStream):
-        what = "a video" if container.streams.video else describe(head)
+        videos = len(container.streams.video)
         container.close()
-        raise FileError(f"is {what} without sound: there is nothing to transcribe; remove it")
+        if not videos:
+            raise ValueError("no sound in it")
+        raise FileError("is a video without sound: there is nothing to transcribe; remove it")
+    if getattr(stream, "codec_context", None) is None:  # PyAV's types promise that there is one
+        container.close()
+        raise FileError("holds sound in a coding that is not known: convert it to WAV or FLAC")
     container_name = container.format.name.split(",")[0]
     exact = exact_mp3 if container_name == "mp3" else container_name in _AV_EXACT
     opened = Source(

@@ -259,6 +259,16 @@ def test_a_length_that_a_pipe_could_not_know_is_no_fault(tmp_path: Path) -> None
     check_tone(samples, 2)
 
 
+def test_an_unknown_coding_is_said_to_be_one(tmp_path: Path) -> None:
+    # given a WAV whose format tag nobody has
+    path = tmp_path / "a.wav"
+    soundfile.write(path, mediakit.tone(2), 16_000)
+    data = bytearray(path.read_bytes())
+    data[20:22] = b"\x99\x99"
+    path.write_bytes(data)
+    assert "holds sound in a coding that is not known: convert it" in fault(path)
+
+
 def test_ten_samples_are_too_short_and_said_so(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, np.zeros(10), 16_000)
