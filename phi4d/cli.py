@@ -169,19 +169,23 @@ def status(
     settings: SetOption = None,
 ) -> None:
     """Tell what waits, runs, is done and has failed."""
-    import sqlite3
-
     from phi4d import lock
     from phi4d import status as words
     from phi4d.store import Reader
 
     with _Refusals():
         settled = _load(config, config_file, _options(settings))
-    pid = lock.holder(settled.state_dir / "lock")
-    try:
-        reader = Reader(settled.store_path)
+        try:
+            reader = Reader(settled.store_path)
+        except FileNotFoundError:
+            typer.echo(
+                f"phi4d: {settled.store_path}: there is no store; phi4d has not run with this "
+                "configuration (state_dir)",
+                err=True,
+            )
+            raise typer.Exit(EXIT_FAILURE) from None
         snapshot = words.Snapshot(
-            daemon_pid=pid,
+            daemon_pid=lock.holder(settled.state_dir / "lock"),
             counts=reader.counts(),
             running=[
                 (words.display_name(job.inbox, job.path), device, time.time() - started)
@@ -192,16 +196,6 @@ def status(
             ],
         )
         reader.close()
-    except FileNotFoundError:
-        typer.echo(
-            f"phi4d: {settled.store_path}: there is no store; phi4d has not run with this "
-            "configuration (state_dir)",
-            err=True,
-        )
-        raise typer.Exit(EXIT_FAILURE) from None
-    except sqlite3.Error as error:
-        typer.echo(f"phi4d: {settled.store_path}: cannot be read: {error}", err=True)
-        raise typer.Exit(EXIT_FAILURE) from None
     typer.echo(words.render(snapshot))
 
 

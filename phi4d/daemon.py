@@ -22,7 +22,8 @@ from phi4d.notify import notify, watchdog_seconds
 from phi4d.outputs import atomic
 from phi4d.scheduler import Pauses
 from phi4d.store import Arrival, Store
-from phi4d.worker import Rule, Worker
+from phi4d.task import Rule
+from phi4d.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,13 @@ def make_engines(config: Config) -> Iterator[Engine]:
         disable_parallel=config.disable_parallel,
         multi_gpu_threshold_gb=config.multi_gpu_threshold_gb,
     )
-    for name in names:
-        log.info("loading %s on %s", config.model_path, name)
+    is_demo = config.model_path == demo.MODEL_PATH
+    for device in names:
+        log.info("loading %s on %s", config.model_path, device)
         yield Phi4Engine.load(
-            str(demo.CHECKPOINT) if config.model_path == demo.MODEL_PATH else config.model_path,
-            device=name,
+            str(demo.CHECKPOINT) if is_demo else config.model_path,
+            name=demo.NAME if is_demo else None,
+            device=device,
             revision=config.revision,
             cache_dir=config.cache_dir,
             user_prompt=config.user_prompt,

@@ -20,7 +20,8 @@ from phi4d.job import Fingerprint, Job, Kind, Result, printable
 from phi4d.media.probe import kind_of
 from phi4d.scheduler import Pauses
 from phi4d.store import Arrival, Store
-from phi4d.worker import Rule, Worker
+from phi4d.task import Rule
+from phi4d.worker import Worker
 
 DOWNLOAD_SECONDS = 60.0
 """How long a server may keep silent."""

@@ -290,14 +290,16 @@ class Reader:
 
     Raises:
         FileNotFoundError: there is no store.
-        sqlite3.Error: it cannot be read.
+        EnvironmentFault: it cannot be read, here and in every method.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise FileNotFoundError(path)
-        self._db = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
-        self._db.execute("PRAGMA query_only = ON")
+        self._path = path
+        with self._readable():
+            self._db = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
+            self._db.execute("PRAGMA query_only = ON")
 
     def close(self) -> None:
         """Close the connection."""
@@ -305,23 +307,33 @@ class Reader:
 
     def counts(self) -> dict[str, dict[State, int]]:
         """Number of jobs by inbox and state."""
-        return _counts(self._db)
+        with self._readable():
+            return _counts(self._db)
 
     def running(self) -> list[tuple[Job, str, float]]:
         """What runs: the job, its device, and since when (seconds since the epoch)."""
-        rows = self._db.execute(
-            f"SELECT {_COLUMNS}, device, started FROM job WHERE state = 'running' ORDER BY id"
-        )
+        with self._readable():
+            rows = self._db.execute(
+                f"SELECT {_COLUMNS}, device, started FROM job WHERE state = 'running' ORDER BY id"
+            ).fetchall()
         return [(_job(row[:-2]), str(row[-2]), float(row[-1])) for row in rows]
 
     def failures(self, limit: int) -> list[Failure]:
         """The last failures, newest first."""
-        rows = self._db.execute(
-            "SELECT inbox, path, fault, reason, finished FROM job WHERE state = 'failed'"
-            " ORDER BY finished DESC LIMIT ?",
-            (limit,),
-        )
+        with self._readable():
+            rows = self._db.execute(
+                "SELECT inbox, path, fault, reason, finished FROM job WHERE state = 'failed'"
+                " ORDER BY finished DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
         return [Failure(*row) for row in rows]
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise EnvironmentFault(f"{self._path}: the store cannot be read: {error}") from error
 
 
 def _uri(path: Path) -> str:

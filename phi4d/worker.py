@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from phi4d import log as logs
@@ -28,11 +27,12 @@ from phi4d.errors import (
     Phi4dError,
     Stopped,
 )
-from phi4d.job import Completion, Fingerprint, Job, Kind, Piece, Request, Result, Segment, printable
+from phi4d.job import Fingerprint, Job, Piece, Result, printable
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.outputs import atomic
 from phi4d.scheduler import Pauses, pick
 from phi4d.store import Store
+from phi4d.task import Rule, Task
 
 log = logging.getLogger(__name__)
 
@@ -40,40 +40,6 @@ LOOK_AHEAD = 256  # waiting jobs that the scheduler sees at once
 DECODER_TRIES = 2  # a file that kills its decode process so often is at fault
 DEVICE_TRIES = 3  # failures in a row with a batch of one, after which the device is given up
 IDLE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a worker must know of an inbox."""
-
-    path: bytes
-    """the inbox folder"""
-    outbox: bytes
-    """the root of the sidecars"""
-    prompts: Mapping[Kind, str]
-
-
-@dataclass(slots=True)
-class _Task:
-    """A claimed job on its way."""
-
-    job: Job
-    rule: Rule
-    log: logging.LoggerAdapter[logging.Logger]
-    began: float
-    answers: list[tuple[float, float, Completion]] = field(default_factory=list)
-    facts: dict[str, float] = field(default_factory=dict)
-    outstanding: int = 0
-    decoded: bool = False
-    ended: bool = False
-
-    @property
-    def source(self) -> bytes:
-        return os.path.join(self.rule.path, self.job.path)
-
-    @property
-    def name(self) -> str:
-        return f"{self.job.inbox}/{self.job.name}"
 
 
 class Worker(threading.Thread):
@@ -169,7 +135,7 @@ class Worker(threading.Thread):
             else:
                 log.exception("%s: the worker ended unexpectedly", self._engine.device)
 
-    def _take(self) -> list[_Task]:
+    def _take(self) -> list[Task]:
         """Claim what comes next; empty when there is nothing to do."""
         try:
             waiting = self._store.waiting(LOOK_AHEAD, self._pauses.paused(self._clock()))
@@ -193,9 +159,9 @@ class Worker(threading.Thread):
                 )
         return [task for task in tasks if not task.ended]
 
-    def _task(self, job: Job) -> _Task:
+    def _task(self, job: Job) -> Task:
         job_log = logs.for_job(log, job, self._engine.device)
-        return _Task(job, self._rules[job.inbox], job_log, self._clock())
+        return Task(job, self._rules[job.inbox], job_log, self._clock())
 
     def _try_again(self, inbox: str) -> bool:
         """Whether the outbox of an inbox whose pause is over can be written again."""
@@ -212,8 +178,8 @@ class Worker(threading.Thread):
         if self._pauses.pause(inbox, str(fault), self._clock()):
             log.warning('inbox "%s" pauses, nothing is lost: %s', inbox, fault)
 
-    def _work(self, tasks: list[_Task]) -> None:
-        ready: list[tuple[_Task, Piece]] = []
+    def _work(self, tasks: list[Task]) -> None:
+        ready: list[tuple[Task, Piece]] = []
         pieces = self._decode(tasks)
         try:
             for task, piece in pieces:
@@ -242,10 +208,10 @@ class Worker(threading.Thread):
         finally:
             pieces.close()
 
-    def _decode(self, tasks: Sequence[_Task]) -> Generator[tuple[_Task, Piece]]:
+    def _decode(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Piece]]:
         """The pieces of all tasks in order; some files are decoded ahead of the one given out."""
         pending = deque(tasks)
-        open_: deque[tuple[_Task, Decoding]] = deque()
+        open_: deque[tuple[Task, Decoding]] = deque()
         try:
             while pending or open_:
                 while pending and len(open_) < self._ahead:
@@ -277,7 +243,7 @@ class Worker(threading.Thread):
                 stream.close()
 
     @contextmanager
-    def _faults_of(self, task: _Task) -> Iterator[None]:
+    def _faults_of(self, task: Task) -> Iterator[None]:
         """What goes wrong in decoding a file ends or puts back its job, and no other."""
         try:
             yield
@@ -297,32 +263,22 @@ class Worker(threading.Thread):
             self._pause(task.job.inbox, fault)
             self._put_back([task], count=False)
 
-    def _answer(self, ready: list[tuple[_Task, Piece]]) -> None:
+    def _answer(self, ready: list[tuple[Task, Piece]]) -> None:
         """One call of the engine; jobs that have all their answers are finished."""
         ready = [(task, piece) for task, piece in ready if not task.ended]
         if not ready:
             return
-        requests = [
-            Request(
-                task.job.kind,
-                task.rule.prompts[task.job.kind],
-                piece.media,
-                max_new_tokens=self._max_new_tokens,
-            )
-            for task, piece in ready
-        ]
+        requests = [task.request(piece, self._max_new_tokens) for task, piece in ready]
         completions = self._engine.generate(requests, on_step=self.beat)
         for (task, piece), completion in zip(ready, completions, strict=True):
-            # the picture itself is no longer needed, and a long recording has many pieces
-            task.answers.append((piece.start, piece.end, completion))
-            task.outstanding -= 1
+            task.answer(piece, completion)
         for task in {id(task): task for task, _ in ready}.values():
             self._finish_if_ready(task)
 
-    def _finish_if_ready(self, task: _Task) -> None:
-        if task.ended or not task.decoded or task.outstanding:
+    def _finish_if_ready(self, task: Task) -> None:
+        if not task.complete:
             return
-        result = self._result(task)
+        result = task.result(self._engine.model, self._engine.device, self._clock())
         with self._faults_of(task):
             if not _is_still(task.source, task.job.fingerprint):
                 raise FileChanged("it changed while it was worked on; the new version follows")
@@ -336,27 +292,7 @@ class Worker(threading.Thread):
                 logging.INFO,
             )
 
-    def _result(self, task: _Task) -> Result:
-        completions = [completion for _, _, completion in task.answers]
-        return Result(
-            kind=task.job.kind,
-            text=" ".join(c.text for c in completions if c.text),
-            prompt=task.rule.prompts[task.job.kind],
-            model=self._engine.model,
-            device=self._engine.device,
-            segments=tuple(
-                Segment(start, end, c.text)
-                for start, end, c in task.answers
-                if task.job.kind is Kind.AUDIO
-            ),
-            prompt_tokens=sum(c.prompt_tokens for c in completions),
-            new_tokens=sum(c.new_tokens for c in completions),
-            truncated=any(c.truncated for c in completions),
-            seconds=self._clock() - task.began,
-            media=tuple(task.facts.items()),
-        )
-
-    def _shrink(self, tasks: list[_Task], error: DeviceError) -> None:
+    def _shrink(self, tasks: list[Task], error: DeviceError) -> None:
         """The device failed: put the jobs back and go on with half the batch, or give it up."""
         alone = self._limit == 1
         self._put_back(tasks, count=alone)
@@ -367,18 +303,18 @@ class Worker(threading.Thread):
         self._limit = max(1, self._limit // 2)
         log.warning("%s: %s; goes on with batches of %d", self._engine.device, error, self._limit)
 
-    def _put_back(self, tasks: Iterable[_Task], *, count: bool) -> None:
+    def _put_back(self, tasks: Iterable[Task], *, count: bool) -> None:
         for task in tasks:
             if not task.ended:
                 task.ended = True
                 self._persist(self._store.requeue, task.job, count=count)
 
-    def _give_up(self, task: _Task, fault: str, reason: str) -> None:
+    def _give_up(self, task: Task, fault: str, reason: str) -> None:
         self._persist(self._store.fail, task.job, fault, reason)
         self._ended(task, None, f"failed: {reason}", logging.ERROR, fault)
 
     def _ended(
-        self, task: _Task, result: Result | None, words: str, level: int, fault: str = ""
+        self, task: Task, result: Result | None, words: str, level: int, fault: str = ""
     ) -> None:
         task.ended = True
         task.log.log(

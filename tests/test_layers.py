@@ -19,7 +19,7 @@ PACKAGE = Path(phi4d.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "errors", "job", "demo"}),
     frozenset({"config", "lock", "log", "notify", "settle"}),
-    frozenset({"inbox", "store", "scheduler", "media", "engine", "outputs", "status"}),
+    frozenset({"inbox", "store", "scheduler", "media", "engine", "outputs", "status", "task"}),
     frozenset({"worker"}),
     frozenset({"daemon"}),
     frozenset({"oneshot", "trial"}),
@@ -37,7 +37,7 @@ FENCES = {
     "log": {"systemd"},
 }
 """Libraries that one room alone may know."""
-EXCEPTIONS = {("cli", "sqlite3")}  # for the class of the errors that reading the store raises
+EXCEPTIONS: set[tuple[str, str]] = set()
 HEAVY = {"torch", "transformers", "peft", "accelerate", "numpy", "PIL", "av", "onnxruntime"}
 
 

@@ -18,7 +18,8 @@ from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
 from phi4d.scheduler import Pauses
 from phi4d.store import Arrival, Store
-from phi4d.worker import DECODER_TRIES, DEVICE_TRIES, Rule, Worker
+from phi4d.task import Rule
+from phi4d.worker import DECODER_TRIES, DEVICE_TRIES, Worker
 
 WAIT_SECONDS = 30.0  # until a test gives up
 

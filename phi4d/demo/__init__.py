@@ -6,5 +6,7 @@ from pathlib import Path
 
 MODEL_PATH = "demo"
 """Value of ``model_path`` that stands for the checkpoint which ships."""
+NAME = "phi4d demo toy (coloured shapes and spoken digits only)"
+"""What the checkpoint is called wherever a model's name stands."""
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 SAMPLES = Path(__file__).parent / "samples"

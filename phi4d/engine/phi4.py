@@ -73,6 +73,7 @@ class Phi4Engine:
         prompt_suffix: str = "<|end|>",
         max_crops: int | None = None,
         threads: int | None = None,
+        name: str | None = None,
     ) -> Self:
         """Find, check and load a model.
 
@@ -87,6 +88,7 @@ class Phi4Engine:
             prompt_suffix: ends the user's turn.
             max_crops: the most crops a picture is cut into, 1 or more; None for the model's own.
             threads: CPU threads for torch, of the whole process; None leaves them.
+            name: what to call the model; None for the folder's name, or the hub id.
 
         Raises:
             ConfigError: the folder or an argument cannot be used; every fault found is named.
@@ -112,14 +114,14 @@ class Phi4Engine:
         return cls(
             loaded,
             tokens,
-            name=folder.resolve().name if local else model_path,
+            name=name or (folder.resolve().name if local else model_path),
             device=device,
             max_crops=max_crops or folders.max_crops(folder) or MAX_CROPS,
         )
 
     @property
     def model(self) -> str:
-        """The folder's name, or the hub id."""
+        """What the model is called: its folder's name or hub id, if nothing else was said."""
         return self._name
 
     @property

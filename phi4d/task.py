@@ -1,0 +1,92 @@
+"""A claimed job on its way: what was asked, what was answered so far, what the result is.
+
+Holds no engine, no store and no file; the worker drives it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from phi4d.job import Completion, Job, Kind, Piece, Request, Result, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a worker must know of an inbox."""
+
+    path: bytes
+    """the inbox folder"""
+    outbox: bytes
+    """the root of the sidecars"""
+    prompts: Mapping[Kind, str]
+
+
+@dataclass(slots=True)
+class Task:
+    """One attempt at a job."""
+
+    job: Job
+    rule: Rule
+    log: logging.LoggerAdapter[logging.Logger]
+    """its lines carry the job"""
+    began: float
+    """monotonic seconds"""
+    facts: dict[str, float] = field(default_factory=dict)
+    """what decoding found out about the source"""
+    decoded: bool = False
+    """all its pieces have been given out"""
+    ended: bool = False
+    """it is done, failed, or back in the queue"""
+    outstanding: int = 0
+    """pieces that were given out and have no answer yet"""
+    _answers: list[tuple[float, float, Completion]] = field(default_factory=list)
+
+    @property
+    def source(self) -> bytes:
+        """Where the file is."""
+        return os.path.join(self.rule.path, self.job.path)
+
+    @property
+    def name(self) -> str:
+        """The file as people see it: the inbox, then the path below it."""
+        return f"{self.job.inbox}/{self.job.name}"
+
+    @property
+    def prompt(self) -> str:
+        """What is asked about it."""
+        return self.rule.prompts[self.job.kind]
+
+    @property
+    def complete(self) -> bool:
+        """Everything that was to be answered is."""
+        return self.decoded and not self.outstanding and not self.ended
+
+    def request(self, piece: Piece, max_new_tokens: int) -> Request:
+        """What the engine is asked about a piece."""
+        return Request(self.job.kind, self.prompt, piece.media, max_new_tokens)
+
+    def answer(self, piece: Piece, completion: Completion) -> None:
+        """Take the answer about a piece; the media itself, which may be large, is let go."""
+        self._answers.append((piece.start, piece.end, completion))
+        self.outstanding -= 1
+
+    def result(self, model: str, device: str, now: float) -> Result:
+        """All answers together; of a recording in which nobody speaks, an empty one."""
+        completions = [completion for _, _, completion in self._answers]
+        spoken = self._answers if self.job.kind is Kind.AUDIO else []
+        return Result(
+            kind=self.job.kind,
+            text=" ".join(c.text for c in completions if c.text),
+            prompt=self.prompt,
+            model=model,
+            device=device,
+            segments=tuple(Segment(start, end, c.text) for start, end, c in spoken),
+            prompt_tokens=sum(c.prompt_tokens for c in completions),
+            new_tokens=sum(c.new_tokens for c in completions),
+            truncated=any(c.truncated for c in completions),
+            seconds=now - self.began,
+            media=tuple(self.facts.items()),
+        )

@@ -1,0 +1,73 @@
+"""A job on its way."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from phi4d import log as logs
+from phi4d.job import Completion, Fingerprint, Job, Kind, Piece, Segment
+from phi4d.task import Rule, Task
+
+
+def task(kind: Kind) -> Task:
+    job = Job(1, "in", b"sub/a\n.wav", kind, Fingerprint(1, 2, 3))
+    rule = Rule(b"/in", b"/out", {Kind.IMAGE: "Describe.", Kind.AUDIO: "Transcribe."})
+    return Task(job, rule, logs.for_job(logging.getLogger(), job, "cpu"), began=100.0)
+
+
+def piece(start: float = 0.0, end: float = 0.0) -> Piece:
+    return Piece(np.zeros(16_000, np.float32), start, end)
+
+
+def test_it_knows_its_file_and_its_question() -> None:
+    found = task(Kind.AUDIO)
+    assert found.source == b"/in/sub/a\n.wav"
+    assert found.name == r"in/sub/a\n.wav"
+    request = found.request(piece(), 7)
+    assert (request.kind, request.prompt, request.max_new_tokens) == (Kind.AUDIO, "Transcribe.", 7)
+
+
+def test_it_is_complete_when_all_pieces_are_out_and_answered() -> None:
+    found = task(Kind.AUDIO)
+    assert not found.complete
+    found.outstanding += 1
+    found.decoded = True
+    assert not found.complete
+    found.answer(piece(), Completion("x", 1, 1))
+    assert found.complete
+    found.ended = True
+    assert not found.complete
+
+
+def test_the_answers_of_a_recording_are_joined_with_their_times() -> None:
+    found = task(Kind.AUDIO)
+    found.facts = {"duration": 60.0}
+    found.answer(piece(0.0, 29.5), Completion("hello", 10, 2))
+    found.answer(piece(30.0, 40.0), Completion("", 10, 1))
+    found.answer(piece(41.0, 60.0), Completion("world", 10, 3, truncated=True))
+    result = found.result("m", "cuda:1", now=104.5)
+    assert result.text == "hello world"
+    assert result.segments == (
+        Segment(0.0, 29.5, "hello"),
+        Segment(30.0, 40.0, ""),
+        Segment(41.0, 60.0, "world"),
+    )
+    assert (result.prompt_tokens, result.new_tokens, result.truncated) == (30, 6, True)
+    assert (result.model, result.device, result.seconds) == ("m", "cuda:1", 4.5)
+    assert result.media == (("duration", 60.0),)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_nothing_to_answer_is_an_empty_result(kind: Kind) -> None:
+    result = task(kind).result("m", "cpu", 100.0)
+    assert (result.text, result.segments, result.truncated) == ("", (), False)
+
+
+def test_a_picture_has_no_segments() -> None:
+    found = task(Kind.IMAGE)
+    found.answer(piece(), Completion("a cat", 545, 2))
+    result = found.result("m", "cpu", 100.0)
+    assert (result.text, result.segments, result.prompt) == ("a cat", (), "Describe.")
