@@ -254,7 +254,7 @@ class Daemon:
             self._next_status = now + STATUS_SECONDS
             notify("STATUS=" + status.line(self._store.counts(), list(self._pauses.reasons())))
         if once and self._watcher.caught_up.is_set():
-            paused = list(self._pauses.reasons())
+            paused = self._pauses.paused(now)
             if not self._store.busy(paused):
                 if self._store.busy():
                     for name, reason in self._pauses.reasons().items():

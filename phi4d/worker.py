@@ -141,7 +141,7 @@ class Worker(threading.Thread):
             waiting = self._store.waiting(LOOK_AHEAD, self._pauses.paused(self._clock()))
             chosen = pick([j for j in waiting if j.inbox in self._rules], self._limit)
             for inbox in {job.inbox for job in chosen}:
-                if self._pauses.on_trial(inbox) and not self._try_again(inbox):
+                if self._pauses.on_trial(inbox) and not self._can_write(inbox):
                     chosen = [job for job in chosen if job.inbox != inbox]
             if not chosen:
                 return []
@@ -163,15 +163,13 @@ class Worker(threading.Thread):
         job_log = logs.for_job(log, job, self._engine.device)
         return Task(job, self._rules[job.inbox], job_log, self._clock())
 
-    def _try_again(self, inbox: str) -> bool:
-        """Whether the outbox of an inbox whose pause is over can be written again."""
+    def _can_write(self, inbox: str) -> bool:
+        """Whether an inbox whose pause is over is worth the model's time again."""
         try:
             atomic.probe(self._rules[inbox].outbox)
         except EnvironmentFault as fault:
             self._pause(inbox, fault)
             return False
-        if self._pauses.resume(inbox):
-            log.warning('inbox "%s": works again', inbox)
         return True
 
     def _pause(self, inbox: str, fault: EnvironmentFault) -> None:
@@ -215,17 +213,17 @@ class Worker(threading.Thread):
         try:
             while pending or open_:
                 while pending and len(open_) < self._ahead:
-                    task = pending.popleft()
-                    job = task.job
+                    # only who holds no process may wait for one: two that hold one each and
+                    # wait for another would wait for ever
+                    begin = self._pool.try_decode if open_ else self._pool.decode
+                    task = pending[0]
                     with self._faults_of(task):
-                        open_.append(
-                            (
-                                task,
-                                self._pool.decode(
-                                    task.source, job.kind, job.fingerprint, on_wait=self.beat
-                                ),
-                            )
-                        )
+                        job = task.job
+                        stream = begin(task.source, job.kind, job.fingerprint, on_wait=self.beat)
+                        if stream is None:
+                            break
+                        open_.append((task, stream))
+                    pending.popleft()
                 if not open_:
                     continue
                 task, stream = open_[0]
@@ -284,6 +282,8 @@ class Worker(threading.Thread):
                 raise FileChanged("it changed while it was worked on; the new version follows")
             paths = outputs.write(task.job, result, task.rule.outbox)
             self._persist(self._store.finish, task.job)
+            if self._pauses.resume(task.job.inbox):
+                log.warning('inbox "%s": works again', task.job.inbox)
             self._ended(
                 task,
                 result,
