@@ -30,10 +30,12 @@ demo: $(VENV)/.installed
 
 test: lint check
 
-# Coverage counts the daemons and decode processes that tests start, too: see pyproject.toml.
+# Coverage counts the daemons and decode processes that tests start, too: see pyproject.toml. One
+# that was killed leaves an empty file.
 check: $(VENV)/.installed-test $(REFERENCE)/.installed
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -n $(JOBS) $(ARGS)
+	@find . -maxdepth 1 -name '.coverage.*' -empty -delete
 	@$(BIN)/coverage combine -q
 ifeq ($(ARGS),)
 	@$(BIN)/coverage report
