@@ -131,6 +131,7 @@ def test_the_answers_shown_are_those_of_the_samples():
     shown.append((Path(record["source"]).name, record["text"]))
 
     assert len(shown) == 3
+    assert record["model"] == demo.NAME
     assert shown == [(name, expected[name]) for name, _ in shown]
     for name in re.findall(r"phi4d/demo/samples/([\w.-]+)", README):
         assert (demo.SAMPLES / name).exists()
