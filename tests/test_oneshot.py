@@ -18,6 +18,7 @@ from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import DeviceError, EnvironmentFault, FileError
 from phi4d.job import Result
+from phi4d.outputs import atomic
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -140,13 +141,28 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(
     assert ok
 
 
-def test_an_output_folder_that_cannot_be_written_is_told(
+def test_a_sidecar_that_cannot_be_written_is_told(
     process: Callable[..., Any], tmp_path: Path, make_picture: Callable[..., Path]
 ) -> None:
-    out = tmp_path / "out"
+    a, out = make_picture(tmp_path / "a.png"), tmp_path / "out"
     (out / "a.png.txt").mkdir(parents=True)
-    with pytest.raises(EnvironmentFault, match="move it away"):
-        process(make_picture(tmp_path / "a.png"), output_dir=out)
+    ok, told = process(a, output_dir=out)
+    assert not ok
+    assert "a folder is where its sidecar should be" in told[str(a)]
+
+
+def test_a_full_disk_is_told(
+    process: Callable[..., Any],
+    tmp_path: Path,
+    make_picture: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*args: object) -> None:
+        raise EnvironmentFault("/out: cannot be written: No space left on device")
+
+    monkeypatch.setattr(atomic, "write", full)
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        process(make_picture(tmp_path / "a.png"), output_dir=tmp_path / "out")
 
 
 def test_a_lost_device_is_told(

@@ -27,13 +27,16 @@ def write(folder: bytes, name: bytes, data: bytes) -> bytes:
 
     Raises:
         EnvironmentFault: full disk, read-only or missing folder, no permission, I/O error.
-        FileError: the name is longer than the file system takes.
+        FileError: the name is longer than the file system takes, or a folder has it.
     """
     path = os.path.join(folder, name)
     try:
         _write(folder, name, data)
+    except IsADirectoryError as error:
+        raise FileError(f"{printable(path)}: a folder is where its sidecar should be") from error
     except OSError as error:
-        raise as_fault(error, path) from error
+        # the folder's name, not the file's: the next file's fault is then the same news
+        raise as_fault(error, folder) from error
     return path
 
 
@@ -67,6 +70,7 @@ def make_folder(folder: bytes, root: bytes) -> None:
 
     Raises:
         EnvironmentFault: the root is missing, or the folder cannot be made.
+        FileError: a file is where the folder should be.
     """
     missing = []
     path = folder
@@ -82,6 +86,15 @@ def make_folder(folder: bytes, root: bytes) -> None:
                 os.fsync(parent)
             finally:
                 os.close(parent)
+        if missing and not os.path.isdir(folder):
+            raise NotADirectoryError
+    except NotADirectoryError as error:
+        if os.path.isdir(root):
+            raise FileError(
+                f"{printable(folder)}: a file is where the folder of its sidecars should be: move "
+                "it away"
+            ) from error
+        raise as_fault(error, root) from error
     except OSError as error:
         raise as_fault(error, path) from error
 
@@ -104,11 +117,9 @@ def sweep(folder: bytes) -> int:
 
 def as_fault(error: OSError, path: bytes) -> EnvironmentFault | FileError:
     """Whose fault a failed write is: never the source file's, unless its name is too long."""
-    where, why = printable(path), error.strerror or str(error)
+    where, why = printable(path), error.strerror or os.strerror(error.errno or errno.EIO)
     if error.errno == errno.ENAMETOOLONG:
-        return FileError(
-            f"{where}: the sidecar's name is too long for the file system; shorten the file's name"
-        )
+        return FileError("the sidecar's name is too long for the file system; shorten the file's")
     advice = {
         errno.ENOSPC: "free some space or inodes",
         errno.EDQUOT: "raise the quota",
@@ -116,8 +127,7 @@ def as_fault(error: OSError, path: bytes) -> EnvironmentFault | FileError:
         errno.EACCES: "give the daemon's user write access",
         errno.EPERM: "give the daemon's user write access",
         errno.ENOENT: "mount or make the outbox",
-        errno.ENOTDIR: "a file is where a folder should be: move it away",
-        errno.EISDIR: "a folder is where the sidecar should be: move it away",
+        errno.ENOTDIR: "a file is where the outbox should be: move it away",
     }.get(error.errno or 0, "look at the disk or mount")
     return EnvironmentFault(f"{where}: cannot be written: {why}; {advice}")
 

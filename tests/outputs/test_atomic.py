@@ -74,9 +74,19 @@ class TestWrite:
         with pytest.raises(EnvironmentFault, match="mount or make the outbox"):
             atomic.write(folder + b"/none", b"a.txt", b"x")
 
-    def test_a_folder_in_the_way_is_named(self, folder: bytes) -> None:
+    def test_every_file_of_a_folder_meets_the_same_words(self, folder: bytes) -> None:
+        said = set()
+        for name in (b"a", b"b"):
+            with pytest.raises(EnvironmentFault) as caught:
+                atomic.write(folder + b"/none", name, b"x")
+            said.add(str(caught.value))
+        with pytest.raises(EnvironmentFault) as caught:
+            atomic.probe(folder + b"/none")
+        assert said == {str(caught.value)}
+
+    def test_a_folder_in_the_way_is_named_and_stops_this_file_alone(self, folder: bytes) -> None:
         os.mkdir(folder + b"/a.txt")
-        with pytest.raises(EnvironmentFault, match="move it away"):
+        with pytest.raises(FileError, match=r"a\.txt: a folder is where its sidecar should be"):
             atomic.write(folder, b"a.txt", b"x")
         assert names(folder) == [b"a.txt"]
 
@@ -103,10 +113,25 @@ class TestMakeFolder:
             atomic.make_folder(folder + b"/root/a", folder + b"/root")
         assert names(folder) == []
 
-    def test_a_file_in_the_way_is_named(self, folder: bytes) -> None:
+    @pytest.mark.parametrize("below", [b"/a", b"/a/b", b"/a/b/c"])
+    def test_a_file_in_the_way_stops_this_file_alone(self, folder: bytes, below: bytes) -> None:
         atomic.write(folder, b"a", b"x")
-        with pytest.raises(EnvironmentFault, match="move it away"):
-            atomic.make_folder(folder + b"/a/b", folder)
+        with pytest.raises(FileError, match="move it away"):
+            atomic.make_folder(folder + below, folder)
+
+    @pytest.mark.parametrize("below", [b"", b"/b", b"/b/c"])
+    def test_a_file_in_the_outboxs_place_is_the_surroundings_fault(
+        self, folder: bytes, below: bytes
+    ) -> None:
+        atomic.write(folder, b"a", b"x")
+        root = folder + b"/a"
+
+        def write() -> None:
+            atomic.make_folder(root + below, root)
+            atomic.write(root + below, b"x.txt", b"x")
+
+        with pytest.raises(EnvironmentFault, match="a file is where the outbox should be"):
+            write()
 
 
 class TestProbe:
