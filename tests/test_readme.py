@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from phi4d import cli, daemon, demo
-from phi4d.config import Config, Inbox
+from phi4d.config import Config, Inbox, load
 from phi4d.engine import folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
@@ -141,3 +141,14 @@ def test_links_within_the_project_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)|src=\"([^\"]+)\"", README):
         path = target[0] or target[1]
         assert (Path(__file__).parents[1] / path).exists(), path
+
+
+def test_the_example_of_a_configuration_is_valid(tmp_path: Path):
+    example = re.search(r"```toml\n(.*?)```", section("Configuration"), re.DOTALL)
+    assert example
+    file = tmp_path / "phi4d.toml"
+    file.write_text(example[1])
+
+    config = load(config=file, environ={})
+
+    assert [box.name for box in config.inbox] == ["inbox", "signs"]
