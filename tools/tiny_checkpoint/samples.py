@@ -23,7 +23,8 @@ PICTURES = {
     "shapes-300x400.png": (300, 400),
 }
 RECORDINGS = ("digits-16k.wav", "digits-44k-stereo.flac", "digits-48k.ogg", "digits-long.mp3")
-LONG_PAUSE_S = (1.0, 1.6)
+LONG_PAUSE_S = (3.4, 3.9)
+"""A pause of 3 s always ends a piece, so that each group of digits is one."""
 
 
 def write(folder: Path = FOLDER) -> dict[str, str | list[str]]:

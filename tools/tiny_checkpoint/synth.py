@@ -28,7 +28,7 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 170, 70), "blue": (50, 80, 220),
 SHAPES = ("circle", "square", "triangle")
 KINDS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 COUNTS = ("one", "two", "three")
-DIGITS = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZES = ((448, 448), (640, 480), (800, 600), (300, 400), (512, 512), (320, 240))
 """Picture sizes, in pixels, that the demo and the tests use."""
 
@@ -131,14 +131,14 @@ def _near(rng: Random, rgb: tuple[int, int, int], spread: int) -> tuple[int, int
 def wear_picture(rng: Random, image: Image.Image) -> Image.Image:
     """What files do to pictures: sometimes a little noise, blur or a lossy codec."""
     fate = rng.random()
-    if fate < 0.15:
+    if fate < 0.06:
         noise = np.random.default_rng(rng.getrandbits(32)).normal(
             0, rng.uniform(1, 6), (image.height, image.width, 3)
         )
         return Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
-    if fate < 0.25:
+    if fate < 0.14:
         return image.filter(ImageFilter.BoxBlur(rng.uniform(0.3, 1.5)))
-    if fate < 0.35:
+    if fate < 0.25:
         file = io.BytesIO()
         image.save(file, rng.choice(("JPEG", "WEBP")), quality=rng.randint(60, 95), method=0)
         return Image.open(file).convert("RGB")
