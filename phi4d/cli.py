@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -92,6 +93,8 @@ def run(
     """Watch the inboxes and write sidecars to the outboxes, until SIGTERM or Ctrl-C."""
     options = _options(settings, model_path=model_path, device=device, debug=debug or None)
     if inbox is not None:
+        with contextlib.suppress(OSError):  # if it cannot be made, the daemon says so, and waits
+            inbox.expanduser().mkdir(exist_ok=True)
         table = {"path": str(inbox)}
         if outbox is not None:
             table["outbox"] = str(outbox)
@@ -100,9 +103,11 @@ def run(
         _refuse("--outbox goes with --inbox")
     with _Refusals():
         settled = _load(config, config_file, options)
+        import logging
+
         from phi4d import daemon, log
 
-        log.setup(debug=settled.debug)
+        log.setup(logging.DEBUG if settled.debug else logging.INFO)
         code = daemon.run(settled, once=once)
     raise typer.Exit(code)
 
@@ -140,10 +145,8 @@ def process(
 
         from phi4d import log, oneshot
 
-        log.setup(debug=settled.debug)
-        if not settled.debug:
-            # a failure is reported below; the daemon's log would say it twice
-            logging.getLogger("phi4d").setLevel(logging.CRITICAL)
+        # a failure is reported below; the daemon's log would say it twice
+        log.setup(logging.DEBUG if settled.debug else logging.CRITICAL)
         several = len(sources) > 1
 
         def report(source: str, result: Result | None, words: str) -> None:

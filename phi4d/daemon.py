@@ -41,9 +41,12 @@ STATUS_SECONDS = 5.0
 
 def make_engines(config: Config) -> Iterator[Engine]:
     """Load the model on each device that the configuration asks for, one after the other."""
-    from phi4d.engine import devices
-    from phi4d.engine.phi4 import Phi4Engine
+    from phi4d.engine import devices, folder
 
+    is_demo = config.model_path == demo.MODEL_PATH
+    model = str(demo.CHECKPOINT) if is_demo else config.model_path
+    # a model that is missing is told at once, not after the seconds that importing torch takes
+    folder.check(folder.resolve(model, config.revision, config.cache_dir))
     names = devices.choose(
         config.device,
         devices.probe(),
@@ -51,11 +54,12 @@ def make_engines(config: Config) -> Iterator[Engine]:
         disable_parallel=config.disable_parallel,
         multi_gpu_threshold_gb=config.multi_gpu_threshold_gb,
     )
-    is_demo = config.model_path == demo.MODEL_PATH
+    from phi4d.engine.phi4 import Phi4Engine
+
     for device in names:
         log.info("loading %s on %s", config.model_path, device)
         yield Phi4Engine.load(
-            str(demo.CHECKPOINT) if is_demo else config.model_path,
+            model,
             name=demo.NAME if is_demo else None,
             device=device,
             revision=config.revision,

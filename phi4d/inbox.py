@@ -80,6 +80,8 @@ class Root:
     watch: ObservedWatch | None = field(default=None, repr=False)
     identity: tuple[int, int] | None = None
     """device and inode of the folder that is watched: another folder may take its place"""
+    readable: bool = True
+    """whether it was there and could be read when it was last looked at"""
 
 
 class Watcher(threading.Thread):
@@ -160,11 +162,19 @@ class Watcher(threading.Thread):
                 break
             self._take(batch)
             self._take_settled()
-            if self._rescan.is_set() or self._clock() >= next_scan:
+            if self._is_due(next_scan):
                 self._rescan.clear()
                 self._arm()
                 self._scan_all()
                 next_scan = self._clock() + self._rescan_seconds
+
+    def _is_due(self, next_scan: float) -> bool:
+        """Whether the folders are to be compared: asked for, time is up, or a root is back."""
+        back = any(
+            not root.readable and os.access(root.path, os.R_OK | os.X_OK)
+            for root in self._roots.values()
+        )
+        return back or self._rescan.is_set() or self._clock() >= next_scan
 
     def _next_events(self) -> list[tuple[str, FileSystemEvent]]:
         batch: list[tuple[str, FileSystemEvent]] = []
@@ -234,14 +244,16 @@ class Watcher(threading.Thread):
                 status = os.stat(root.path)
                 os.listdir(root.path)  # watchdog would watch a folder that cannot be read
             except OSError as error:
+                root.readable = False
                 self._disarm(root)
                 self._say(
                     root.path,
                     f'inbox "{root.name}": {printable(root.path)} cannot be read: '
                     f"{error.strerror}; make or mount it, or give the daemon's user access: it is "
-                    f"tried again every {self._rescan_seconds:.0f} s",
+                    "taken up by itself",
                 )
                 continue
+            root.readable = True
             identity = (status.st_dev, status.st_ino)
             if root.watch is not None and root.identity == identity:
                 continue

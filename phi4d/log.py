@@ -19,7 +19,7 @@ JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 _LEVEL_TO_PRIORITY = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
 
-def setup(*, debug: bool = False) -> None:
+def setup(level: int = logging.INFO) -> None:
     """Send phi4d's log to where it is read. Replaces what an earlier call had set."""
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -27,7 +27,7 @@ def setup(*, debug: bool = False) -> None:
         old.close()
     root.addHandler(_handler())
     root.setLevel(logging.WARNING)
-    logging.getLogger("phi4d").setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.getLogger("phi4d").setLevel(level)
 
 
 def for_job(logger: logging.Logger, job: Job, device: str) -> logging.LoggerAdapter[logging.Logger]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,18 @@ def _no_leaks() -> Iterator[None]:
     assert not threads, f"the test left threads behind: {threads}"
     children = _children()  # a shared decode pool may have replaced some of its own
     assert len(children) <= len(children_before), f"the test left processes behind: {children}"
+
+
+@pytest.fixture(autouse=True)
+def _leave_logging_as_it_was() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("phi4d")
+    before = (root.handlers[:], root.level, ours.level)
+    yield
+    for handler in set(root.handlers) - set(before[0]):
+        handler.close()
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
 
 
 def _children() -> set[str]:

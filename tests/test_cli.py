@@ -193,6 +193,10 @@ class TestRun:
             assert "toy" in record["model"]
         assert "queued" in done.stderr
 
+    def test_an_inbox_on_the_command_line_is_made(self, tmp_path: Path) -> None:
+        invoke("run", "--inbox", tmp_path / "new", "--outbox", tmp_path / "o", "--set", "x=1")
+        assert (tmp_path / "new").is_dir()
+
     def test_unforeseen_faults_are_no_refusals(self) -> None:
         with pytest.raises(ZeroDivisionError), cli._Refusals():
             raise ZeroDivisionError

@@ -283,7 +283,7 @@ class TestRoots:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         late = tmp_path / "late"
-        watch(late, rescan_seconds=0.05)
+        watch(late)
         late.mkdir()
         old(late / "a.jpg")
         hands.wait_for(b"a.jpg")

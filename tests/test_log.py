@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -20,12 +19,8 @@ JOB = Job(7, "in", b"a\n.jpg", Kind.IMAGE, Fingerprint(1, 2, 3))
 
 
 @pytest.fixture(autouse=True)
-def _leave_logging_as_it_was(environment: pytest.MonkeyPatch) -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("phi4d")
-    before = (root.handlers[:], root.level, ours.level)
-    root.handlers = []
-    yield
-    root.handlers, root.level, ours.level = before
+def _no_handlers_yet(environment: pytest.MonkeyPatch) -> None:
+    logging.getLogger().handlers = []
 
 
 @pytest.fixture
@@ -46,7 +41,7 @@ def test_plain_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_debug_is_more(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.setup(debug=True)
+    logs.setup(logging.DEBUG)
     logging.getLogger("phi4d.x").debug("detail")
     assert "detail" in capsys.readouterr().err
 
@@ -82,7 +77,7 @@ class TestJournal:
         stat = os.fstat(2)
         monkeypatch.setenv("JOURNAL_STREAM", f"{stat.st_dev}:{stat.st_ino}")
         monkeypatch.setitem(sys.modules, "systemd", None)
-        logs.setup(debug=True)
+        logs.setup(logging.DEBUG)
         logger = logging.getLogger("phi4d")
         logger.error("a\nb")
         logger.warning("c")
