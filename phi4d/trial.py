@@ -27,7 +27,7 @@ def run(folder: Path) -> int:
     Returns:
         The exit code: 0 if every sample was answered.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     folder = _fresh(folder.absolute())
     inbox, outbox = folder / "inbox", folder / "outbox"
     inbox.mkdir(parents=True)
@@ -39,8 +39,8 @@ def run(folder: Path) -> int:
     log = folder / "phi4d.log"
     console.print(f"folder  {escape(str(folder))}")
     console.print(
-        "model   a tiny toy that ships with phi4d and knows only coloured shapes and spoken digits;"
-        "\n        it shows the plumbing, not what Phi-4-multimodal can do"
+        "model   the tiny toy that ships with phi4d; it knows coloured shapes and spoken\n"
+        "        digits, and shows the plumbing, not what Phi-4-multimodal can do"
     )
     with log.open("wb") as log_file:
         daemon = subprocess.Popen(
@@ -63,12 +63,21 @@ def run(folder: Path) -> int:
     console.print(f"\nThe daemon stopped with exit code {code}. Everything is left for a look:")
     for what, path in (("dropped", inbox), ("answers", outbox), ("log", log)):
         console.print(f"  {what:8}{escape(str(path))}")
+    where = _programs()
     console.print(
         "\nTo go on with the real model, which is Microsoft's and some 11 GB:\n"
-        "  hf download microsoft/Phi-4-multimodal-instruct --revision refs/pr/70\n"
-        "  phi4d run --inbox ~/inbox --outbox ~/outbox"
+        f"  {where}hf download microsoft/Phi-4-multimodal-instruct --revision refs/pr/70\n"
+        f"  {where}phi4d run --inbox ~/inbox --outbox ~/outbox"
     )
     return 0 if answered and code == 0 else 1
+
+
+def _programs() -> str:
+    """What to put before a program's name, so that the commands can be copied as they are."""
+    if shutil.which("phi4d"):
+        return ""
+    folder = Path(sys.executable).parent
+    return f"{folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder}/"
 
 
 def _fresh(folder: Path) -> Path:

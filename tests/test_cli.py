@@ -213,6 +213,19 @@ class TestDemo:
             assert (tmp_path / "demo/outbox" / f"{name}.txt").exists()
         assert "microsoft/Phi-4-multimodal-instruct" in done.stdout
 
+    def test_its_commands_can_be_copied(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        programs = tmp_path / ".venv/bin"
+        monkeypatch.setattr(sys, "executable", str(programs / "python"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert trial._programs() == ".venv/bin/"
+        monkeypatch.chdir("/")
+        assert trial._programs() in (f"{programs}/", f"{programs}/".removeprefix("/"))
+        (tmp_path / "phi4d").write_text("#!/bin/sh\n")
+        (tmp_path / "phi4d").chmod(0o755)
+        assert trial._programs() == ""
+
     def test_nobodys_files_are_touched(self, tmp_path: Path) -> None:
         taken = tmp_path / "demo"
         taken.mkdir()
