@@ -8,6 +8,7 @@ from random import Random
 import speech_data
 import tiny
 import torch
+import training
 from speech_data import Batch, Clip
 from torch import Tensor, nn
 from torch.nn import functional
@@ -50,7 +51,7 @@ def ctc(logits: Tensor, found: Batch, clips: list[Clip]) -> Tensor:
     )
 
 
-def train(clips_path: Path, path: Path, steps: int, rate: float = 3e-3) -> None:
+def train(path: Path, clips_path: Path, steps: int, rate: float = 3e-3) -> None:
     """Train encoder and CTC head, and write both."""
     train_clips, watch = speech_data.load(clips_path)
     ordered = speech_data.order(train_clips)
@@ -60,8 +61,8 @@ def train(clips_path: Path, path: Path, steps: int, rate: float = 3e-3) -> None:
     encoder.encoder_embedding.global_invstd.copy_(1 / everything.std(0))
     torch.manual_seed(1)
     head = nn.Linear(encoder.config.hidden_size, BLANK + 1)
-    schedule = tiny.Schedule([([*encoder.parameters(), *head.parameters()], rate)], steps)
-    rng, report = Random(1), tiny.Report(steps, every=100)
+    schedule = training.Schedule([([*encoder.parameters(), *head.parameters()], rate)], steps)
+    rng, report = Random(1), training.Report(steps, every=100)
     for step in range(steps):
         share = min(1, 0.35 + 0.65 * step / (0.4 * steps))
         clips = speech_data.draw(rng, ordered, 12_000, share)

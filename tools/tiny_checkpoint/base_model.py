@@ -13,6 +13,7 @@ from random import Random
 import synth
 import tiny
 import torch
+import training
 from torch import Tensor
 from torch.nn import functional
 from transformers import Phi4MultimodalForCausalLM, PreTrainedTokenizerFast
@@ -236,8 +237,8 @@ def train(path: Path, steps: int, size: int = 48, rate: float = 3e-3) -> None:
     words, model = Vocabulary(tokens), tiny.build(tokens)
     torch.manual_seed(1)
     params = [p for n, p in model.named_parameters() if "embed_tokens_extend" not in n]
-    schedule = tiny.Schedule([(params, rate)], steps, warm=100, decay=0.05)
-    report, batches = tiny.Report(steps, every=200), []
+    schedule = training.Schedule([(params, rate)], steps, warm=100, decay=0.05)
+    report, batches = training.Report(steps, every=200), []
     table = model.model.embed_tokens.weight
     if path.exists():
         state = torch.load(path)

@@ -8,6 +8,7 @@ from random import Random
 import speech_data
 import tiny
 import torch
+import training
 from align import Student, start_projector
 from audio_encoder import BLANK
 from base_model import GAIN, answer_loss
@@ -40,7 +41,7 @@ class SpeechStudent(Student):
         """Warm the projector up: what CTC calls a digit becomes its word, a blank the filler."""
         w = self.words
         wanted = torch.stack([*(GAIN * self.word(d) for d in w.digits), self.word(w.filler)])
-        schedule = tiny.Schedule([(self.projector, 5e-3)], steps, warm=20)
+        schedule = training.Schedule([(self.projector, 5e-3)], steps, warm=20)
         for step in range(steps):
             found = speech_data.batch(speech_data.draw(rng, ordered, 6_000, 0.6), rng)
             with torch.no_grad():
@@ -70,7 +71,7 @@ def _prompt(rng: Random | None) -> str:
     return rng.choice(tiny.AUDIO_PROMPTS)
 
 
-def train(clips_path: Path, base: Path, encoder: Path, path: Path, steps: int) -> None:
+def train(path: Path, clips_path: Path, base: Path, encoder: Path, steps: int) -> None:
     """Train and write adapter, projector and encoder."""
     train_clips, watch = speech_data.load(clips_path)
     ordered, rng = speech_data.order(train_clips), Random(3)
@@ -80,7 +81,7 @@ def train(clips_path: Path, base: Path, encoder: Path, path: Path, steps: int) -
     for parameter in hearing:
         parameter.requires_grad_(True)
     groups = [(student.adapter + student.projector, 2e-3), (hearing, 3e-4)]
-    schedule, report = tiny.Schedule(groups, steps), tiny.Report(steps)
+    schedule, report = training.Schedule(groups, steps), training.Report(steps)
     for step in range(steps):
         share = min(1, 0.4 + 0.6 * step / (0.3 * steps))
         loss, right = student.lesson(speech_data.draw(rng, ordered, 9_000, share), rng)

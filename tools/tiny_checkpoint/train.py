@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from subprocess import STDOUT, run
 from threading import Event
+from typing import Any
 
 HERE = Path(__file__).parent
 WORK = HERE / "work"
@@ -23,65 +24,20 @@ COUNT = 200
 """Held-out samples for each figure."""
 START = time.monotonic()
 
-Stage = Callable[[Path], None]
-NAMES = ("clips", "encoder", "base", "speech", "tower", "views", "vision")
-CLIPS, ENCODER, BASE, SPEECH, TOWER, VIEWS, VISION = (WORK / f"{name}.pt" for name in NAMES)
-
-
-def clips(out: Path) -> None:
-    """Speak 7,000 clips."""
-    import speech_data
-
-    speech_data.make(out, 7000)
-
-
-def encoder(out: Path) -> None:
-    """Teach the audio encoder to hear."""
-    import audio_encoder
-
-    audio_encoder.train(CLIPS, out, 1200)
-
-
-def base(out: Path) -> None:
-    """Teach the base language model its words."""
-    import base_model
-
-    base_model.train(out, 3200)
-
-
-def speech(out: Path) -> None:
-    """Teach the speech adapter."""
-    import speech_adapter
-
-    speech_adapter.train(CLIPS, BASE, ENCODER, out, 600)
-
-
-def tower(out: Path) -> None:
-    """Teach the vision tower to see."""
-    import vision_tower
-
-    vision_tower.train(out, 5000)
-
-
-def views(out: Path) -> None:
-    """Look at pictures with the frozen tower."""
-    import vision_adapter
-
-    vision_adapter.make(TOWER, out, 3000, 500)
-
-
-def vision(out: Path) -> None:
-    """Teach the vision adapter."""
-    import vision_adapter
-
-    vision_adapter.train(BASE, TOWER, VIEWS, out, 900, 200)
-
-
-LANES: tuple[tuple[tuple[Stage, Path], ...], ...] = (
-    ((tower, TOWER), (views, VIEWS), (vision, VISION)),
-    ((base, BASE), (clips, CLIPS), (encoder, ENCODER), (speech, SPEECH)),
-)
-NEEDS_BASE = (speech, vision)
+NAMES = ("clips", "encoder", "base", "speech", "tower", "whole", "views", "vision")
+OUT = {name: WORK / f"{name}.pt" for name in NAMES}
+STAGES: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+    "base": ("base_model", "train", (3200,)),
+    "clips": ("speech_data", "make", (7000,)),
+    "encoder": ("audio_encoder", "train", (OUT["clips"], 1200)),
+    "speech": ("speech_adapter", "train", (OUT["clips"], OUT["base"], OUT["encoder"], 600)),
+    "tower": ("vision_tower", "train", (5000, 2e-3)),
+    "whole": ("vision_tower", "train", (1400, 5e-4, OUT["tower"])),
+    "views": ("vision_adapter", "make", (OUT["whole"], 3500, 500)),
+    "vision": ("vision_adapter", "train", (OUT["base"], OUT["whole"], OUT["views"])),
+}
+"""Module and function of each stage, and what it takes after the path that it writes."""
+LANES = (("tower", "whole", "views", "vision"), ("base", "clips", "encoder", "speech"))
 
 
 def main() -> None:
@@ -89,39 +45,39 @@ def main() -> None:
     WORK.mkdir(exist_ok=True)
     base_done = Event()
     with ThreadPoolExecutor(len(LANES)) as pool:
-        for lane in [pool.submit(_run_lane, lane, base_done) for lane in LANES]:
+        for lane in [pool.submit(run_lane, lane, base_done) for lane in LANES]:
             lane.result()
 
     import checkpoint
     import evaluate
     import samples
 
-    checkpoint.write(BASE, SPEECH, VISION, DEMO / "checkpoint")
+    checkpoint.write(OUT["base"], OUT["speech"], OUT["vision"], DEMO / "checkpoint")
     samples.write(DEMO / "samples")
     figures = evaluate.evaluate(DEMO / "checkpoint", COUNT)
     checkpoint.write_card(DEMO / "checkpoint", figures, COUNT)
 
 
-def _run_lane(lane: tuple[tuple[Stage, Path], ...], base_done: Event) -> None:
-    """Run a lane's stages in order; whoever ends, the other lane need not wait for ever."""
+def run_lane(lane: tuple[str, ...], base_done: Event) -> None:
+    """Run a lane's stages in order; however it ends, the other lane does not wait for ever."""
     try:
-        for stage, out in lane:
-            if stage in NEEDS_BASE:
+        for name in lane:
+            if name == "vision":
                 base_done.wait()
-            _run_stage(stage.__name__, out)
-            if stage is base:
+            run_stage(name)
+            if name == "base":
                 base_done.set()
     finally:
         base_done.set()
 
 
-def _run_stage(name: str, out: Path) -> None:
+def run_stage(name: str) -> None:
     """Run one stage in a process of its own, unless it is done."""
-    done = out.with_suffix(".done")
+    done = OUT[name].with_suffix(".done")
     if done.exists():
         return
     begun = time.monotonic()
-    with out.with_suffix(".log").open("a") as log:
+    with OUT[name].with_suffix(".log").open("a") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, __file__, name]
         run(command, check=True, stdout=log, stderr=STDOUT, env=environment)
@@ -132,10 +88,7 @@ def _run_stage(name: str, out: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        stage, out = {s.__name__: (s, o) for lane in LANES for s, o in lane}[sys.argv[1]]
-        import torch
-
-        torch.set_num_threads(1)
-        stage(out)
+        module, function, arguments = STAGES[sys.argv[1]]
+        getattr(import_module(module), function)(OUT[sys.argv[1]], *arguments)
     else:
         main()

@@ -16,6 +16,7 @@ import numpy as np
 import synth
 import tiny
 import torch
+import training
 from align import Student, start_projector
 from base_model import answer_loss
 from torch import Tensor
@@ -85,7 +86,7 @@ def _put_together(crops: Tensor, down: int, across: int) -> Tensor:
     return crops.unflatten(0, (down, across)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
 
-def make(tower: Path, path: Path, whole: int, full: int) -> None:
+def make(path: Path, tower: Path, whole: int, full: int) -> None:
     """Write views to learn from: some of the global view alone, some with their crops."""
     image = tiny.build(tiny.tokenizer()).model.embed_tokens_extend.image_embed
     image.img_processor.load_state_dict(torch.load(tower)["tower"])
@@ -127,7 +128,7 @@ class VisionStudent(Student):
             [sum(self.word(t) * s for t, s in w.thing(k)[:2]) for k in range(NONE)]
         )
         filler, separator = self.word(w.filler), self.word(w.separator)
-        schedule = tiny.Schedule([(self.projector, 5e-3)], steps, warm=20)
+        schedule = training.Schedule([(self.projector, 5e-3)], steps, warm=20)
         for step in range(steps):
             some = rng.sample(views, 48)
             marks = torch.stack([v.marks for v in some]).float()
@@ -224,25 +225,40 @@ class Album:
         return drawn
 
 
-def train(base: Path, tower: Path, views_path: Path, path: Path, steps: int, full: int) -> None:
-    """Train on pictures with most tokens left out, then on ``full`` batches of whole ones."""
+class Phase(NamedTuple):
+    """A part of the training."""
+
+    steps: int
+    batch: int
+    keep: tuple[int, int] | None
+    """How many tokens of the crops and of the global view are looked at; None for all."""
+
+
+PHASES = (
+    Phase(50, 24, (0, 60)),
+    Phase(300, 24, (64, 96)),
+    Phase(330, 16, (64, CELLS * LINE)),
+    Phase(100, 6, None),
+)
+"""The first is of pictures that show a single kind."""
+
+
+def train(path: Path, base: Path, tower: Path, views_path: Path) -> None:
+    """Train on pictures with most tokens left out, and on ever more of them."""
     views, watch = torch.load(views_path, weights_only=False)
     student, rng = VisionStudent(base, tower), Random(3)
     student.meet(views, rng, 800)
     album = Album(views)
     groups = [(student.adapter, 2e-3), (student.projector, 4e-4)]
-    schedule, report = tiny.Schedule(groups, steps + full), tiny.Report(steps + full)
+    plan = [phase for phase in PHASES for _ in range(phase.steps)]
+    schedule, report = training.Schedule(groups, len(plan)), training.Report(len(plan))
     watched = [Picture(view.crops, view) for view in watch]
-    for step in range(steps + full):
-        if step < steps:
-            pictures = album.draw(rng, 24, simple=step < 0.08 * steps)
-            keep = (0, 60) if step < 0.08 * steps else (64, 96)
-        else:
-            pictures, keep = album.draw(rng, 6), None
-        loss, right = student.lesson(pictures, rng, keep)
+    for step, phase in enumerate(plan):
+        pictures = album.draw(rng, phase.batch, simple=phase is PHASES[0])
+        loss, right = student.lesson(pictures, rng, phase.keep)
         schedule(loss + 0.3 * student.refuse())
         figures = {"loss": [loss.item()], "right": right.tolist()}
-        if step % 200 == 199 or step == steps + full - 1:
+        if step % 200 == 199 or step == len(plan) - 1:
             with torch.no_grad():
                 some = (watched[at : at + 10] for at in range(0, len(watched), 10))
                 figures["watched"] = torch.cat(

@@ -15,6 +15,7 @@ import numpy as np
 import synth
 import tiny
 import torch
+import training
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,7 +31,7 @@ MARK = ((0.0, 1.0), (0.88, 0.88), (0.0, 1.0))
 corner, a triangle's apex. What is there can be told from near by, a shape's middle from afar only.
 """
 WHOLE_FROM = 1500
-"""From this step on, one in four looks at whole pictures, and so do the last 150."""
+"""From this step on, one in four looks at whole pictures."""
 WIDTH_OF_TURN = 1 / 3
 """A mark passes from one cell to the next over this part of the way between them."""
 
@@ -236,28 +237,34 @@ class Judge(nn.Module):
         return loss, figures
 
 
-def train(path: Path, steps: int, size: int = 20, rate: float = 2e-3) -> None:
-    """Train the tower: single things first, then up to three, then on whole pictures."""
+def train(path: Path, steps: int, rate: float, before: Path | None = None) -> None:
+    """Train the tower on windows or, if it was trained ``before``, on whole pictures as well.
+
+    Windows show single things first, then up to three; then one batch in four is whole pictures.
+    """
     tower = tiny.build(tiny.tokenizer()).model.embed_tokens_extend.image_embed.img_processor
     torch.manual_seed(1)
     judge = Judge(tower.config.hidden_size)
     read = [tower.embeddings, *tower.encoder.layers[:-1], judge]
-    schedule = tiny.Schedule([([p for part in read for p in part.parameters()], rate)], steps)
-    if path.exists():
-        state = torch.load(path)
+    schedule = training.Schedule([([p for part in read for p in part.parameters()], rate)], steps)
+    if path.exists() or before is not None:
+        state = torch.load(path if path.exists() else before)
         tower.load_state_dict(state["tower"])
         judge.load_state_dict(state["judge"])
-        schedule.resume(state["schedule"])
+        if path.exists():
+            schedule.resume(state["schedule"])
     held, _ = lesson(Random(10**6), 128)
-    report = tiny.Report(steps, every=100)
+    report = training.Report(steps, every=100)
     for step in range(schedule.done, steps):
-        rng = Random(step)
-        if step >= WHOLE_FROM and (step % 4 == 0 or step >= steps - 150):
-            truth, cells = lesson(rng, 4)
-        else:
-            truth, cells = lesson(rng, size, single=step < 400, window=WINDOW)
-        loss, figures = judge(see(tower, truth.frames, cells), truth)
-        schedule(loss)
+        rng = Random(step if before is None else 10**7 + step)
+        lessons = []
+        if before is not None or (step >= WHOLE_FROM and step % 4 == 0):
+            lessons.append(lesson(rng, 4))
+        if before is not None or not lessons:
+            lessons.append(lesson(rng, 20, single=before is None and step < 400, window=WINDOW))
+        judged = [judge(see(tower, truth.frames, cells), truth) for truth, cells in lessons]
+        schedule(sum(loss for loss, _ in judged))
+        figures = judged[0][1]
         if step % 500 == 499 or step == steps - 1:
             figures |= watch(tower, judge, held)
         if report(step, {name: [value] for name, value in figures.items()}):
