@@ -65,6 +65,8 @@ def write(base: Path, speech: Path, vision: Path, folder: Path) -> None:
         model.set_adapter(adapter)
         model.save_pretrained(folder / f"{adapter}-lora")  # with an adapter: it and nothing else
         (folder / f"{adapter}-lora" / "generation_config.json").unlink(missing_ok=True)
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)  # they are written for their owner alone
 
 
 def _write_processor(words: PreTrainedTokenizerFast, folder: Path) -> None:

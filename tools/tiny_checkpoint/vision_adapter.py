@@ -234,27 +234,42 @@ class Phase(NamedTuple):
     """How many tokens of the crops and of the global view are looked at; None for all."""
 
 
-PHASES = (
-    Phase(50, 24, (0, 60)),
-    Phase(300, 24, (64, 96)),
-    Phase(330, 16, (64, CELLS * LINE)),
-    Phase(100, 6, None),
+CYCLES: tuple[tuple[float, tuple[Phase, ...]], ...] = (
+    (
+        2e-3,
+        (
+            Phase(50, 24, (0, 60)),
+            Phase(300, 24, (64, 96)),
+            Phase(330, 16, (64, CELLS * LINE)),
+            Phase(100, 6, None),
+        ),
+    ),
+    (1e-3, (Phase(250, 6, None),)),
+    (1e-3, (Phase(350, 8, None),)),
 )
-"""The first is of pictures that show a single kind."""
+"""Peak rates, and what goes on while they rise and fall. The first phase is of single kinds."""
 
 
 def train(path: Path, base: Path, tower: Path, views_path: Path) -> None:
     """Train on pictures with most tokens left out, and on ever more of them."""
     views, watch = torch.load(views_path, weights_only=False)
-    student, rng = VisionStudent(base, tower), Random(3)
-    student.meet(views, rng, 800)
-    album = Album(views)
-    groups = [(student.adapter, 2e-3), (student.projector, 4e-4)]
-    plan = [phase for phase in PHASES for _ in range(phase.steps)]
-    schedule, report = training.Schedule(groups, len(plan)), training.Report(len(plan))
+    student = VisionStudent(base, tower)
+    student.meet(views, Random(3), 800)
+    for number in range(len(CYCLES)):
+        cycle(student, views, watch, number)
+        student.save(path, "image_embed")
+
+
+def cycle(student: VisionStudent, views: list[View], watch: list[View], number: int) -> None:
+    """One rise and fall of the rate."""
+    album, rng = Album(views), Random(3 + number)
     watched = [Picture(view.crops, view) for view in watch]
+    rate, phases = CYCLES[number]
+    plan = [phase for phase in phases for _ in range(phase.steps)]
+    groups = [(student.adapter, rate), (student.projector, rate / 5)]
+    schedule, report = training.Schedule(groups, len(plan)), training.Report(len(plan))
     for step, phase in enumerate(plan):
-        pictures = album.draw(rng, phase.batch, simple=phase is PHASES[0])
+        pictures = album.draw(rng, phase.batch, simple=phase is CYCLES[0][1][0])
         loss, right = student.lesson(pictures, rng, phase.keep)
         schedule(loss + 0.3 * student.refuse())
         figures = {"loss": [loss.item()], "right": right.tolist()}
@@ -264,5 +279,4 @@ def train(path: Path, base: Path, tower: Path, views_path: Path) -> None:
                 figures["watched"] = torch.cat(
                     [student.lesson(pictures, None, None)[1] for pictures in some]
                 ).tolist()
-        if report(step, figures):
-            student.save(path, "image_embed")
+        report(step, figures)
