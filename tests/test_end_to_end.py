@@ -136,6 +136,7 @@ def test_two_hundred_files_at_once(
     reader = Reader(tmp_path / "state" / "jobs.sqlite3")
     counts = {state: n for state, n in reader.counts()["inbox"].items() if n}
     reader.close()
+    counts.pop(State.DROPPED, None)  # copytree sets a file's times after it has closed it
     assert counts == {State.DONE: len(answers)}
     outbox = tmp_path / "outbox"
     there = {str(p.relative_to(outbox)) for p in outbox.rglob("*") if p.is_file()}
