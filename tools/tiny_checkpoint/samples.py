@@ -26,7 +26,7 @@ RECORDINGS = {
     "digits-16k.wav": 100,
     "digits-44k-stereo.flac": 101,
     "digits-48k.ogg": 112,
-    "digits-long.mp3": 103,
+    "digits-long.mp3": 104,
 }
 """Names, and what is added to `SEED`: samples that the checkpoint gets right."""
 LONG_PAUSE_S = (3.4, 3.9)
