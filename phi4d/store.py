@@ -268,16 +268,19 @@ class Store:
             ).fetchall()
         return [_job(row) for row in rows]
 
-    def busy(self, paused: Sequence[str] = ()) -> int:
-        """How many jobs wait or run, outside the paused inboxes."""
+    def busy(self, paused: Sequence[str] = ()) -> bool:
+        """Whether any job waits or runs, outside the paused inboxes."""
         marks = ",".join("?" * len(paused))
+        # each half has an index of its own, however many jobs are done
         with self._lock:
-            (n,) = self._db.execute(
-                "SELECT count(*) FROM job WHERE state IN ('queued', 'running')"
-                f" AND inbox NOT IN ({marks})",
-                tuple(paused),
+            (found,) = self._db.execute(
+                "SELECT EXISTS (SELECT 1 FROM job WHERE state = 'queued'"
+                f" AND inbox NOT IN ({marks}))"
+                " OR EXISTS (SELECT 1 FROM job WHERE state = 'running'"
+                f" AND inbox NOT IN ({marks}))",
+                (*paused, *paused),
             ).fetchone()
-        return int(n)
+        return bool(found)
 
     def counts(self) -> dict[str, dict[State, int]]:
         """Number of jobs by inbox and state."""
