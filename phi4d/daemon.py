@@ -258,13 +258,14 @@ class Daemon:
             self._next_status = now + STATUS_SECONDS
             notify("STATUS=" + status.line(self._store.counts(), list(self._pauses.reasons())))
         if once and self._watcher.caught_up.is_set():
+            names = [box.name for box in self._boxes]
             paused = self._pauses.paused(now)
-            if not self._store.busy(paused):
-                if self._store.busy():
-                    for name, reason in self._pauses.reasons().items():
-                        log.error('inbox "%s" still waits: %s', name, reason)
-                    return EXIT_LATER
-                return EXIT_OK
+            if not self._store.busy([name for name in names if name not in paused]):
+                if not self._store.busy(names):
+                    return EXIT_OK
+                for name, reason in self._pauses.reasons().items():
+                    log.error('inbox "%s" still waits: %s', name, reason)
+                return EXIT_LATER
         return None
 
     def _feed_watchdog(self, now: float) -> None:

@@ -150,7 +150,7 @@ def _work_off(
 
     def on_result(job: Job, result: Result | None, words: str) -> None:
         finished(sources[job.inbox], result, words)
-        if not store.busy():
+        if not store.busy(list(sources)):
             done.set()
 
     pauses = Pauses(config.pause_seconds)

@@ -192,14 +192,18 @@ class Store:
             )
         return len(added)
 
-    def waiting(self, limit: int, paused: Sequence[str] = ()) -> list[Job]:
-        """The oldest queued jobs, outside the paused inboxes; a look, not a claim."""
-        marks = ",".join("?" * len(paused))
+    def waiting(self, limit: int, inboxes: Sequence[str]) -> list[Job]:
+        """The oldest queued jobs of some inboxes; a look, not a claim.
+
+        Jobs of other inboxes, which pause or are configured no more, do not stand in the way.
+        """
+        # the + keeps SQLite from taking the index by inbox, and then sorting what it found
+        marks = ",".join("?" * len(inboxes))
         with self._lock:
             rows = self._db.execute(
                 f"SELECT {_COLUMNS} FROM job WHERE state = 'queued'"
-                f" AND inbox NOT IN ({marks}) ORDER BY id LIMIT ?",
-                (*paused, limit),
+                f" AND +inbox IN ({marks}) ORDER BY id LIMIT ?",
+                (*inboxes, limit),
             ).fetchall()
         return [_job(row) for row in rows]
 
@@ -268,17 +272,17 @@ class Store:
             ).fetchall()
         return [_job(row) for row in rows]
 
-    def busy(self, paused: Sequence[str] = ()) -> bool:
-        """Whether any job waits or runs, outside the paused inboxes."""
-        marks = ",".join("?" * len(paused))
+    def busy(self, inboxes: Sequence[str]) -> bool:
+        """Whether any job of these inboxes waits or runs."""
+        marks = ",".join("?" * len(inboxes))
         # each half has an index of its own, however many jobs are done
         with self._lock:
             (found,) = self._db.execute(
-                "SELECT EXISTS (SELECT 1 FROM job WHERE state = 'queued'"
-                f" AND inbox NOT IN ({marks}))"
-                " OR EXISTS (SELECT 1 FROM job WHERE state = 'running'"
-                f" AND inbox NOT IN ({marks}))",
-                (*paused, *paused),
+                "SELECT EXISTS (SELECT 1 FROM job"
+                f" WHERE state = 'queued' AND +inbox IN ({marks}))"
+                " OR EXISTS (SELECT 1 FROM job"
+                f" WHERE state = 'running' AND +inbox IN ({marks}))",
+                (*inboxes, *inboxes),
             ).fetchone()
         return bool(found)
 

@@ -138,8 +138,9 @@ class Worker(threading.Thread):
     def _take(self) -> list[Task]:
         """Claim what comes next; empty when there is nothing to do."""
         try:
-            waiting = self._store.waiting(LOOK_AHEAD, self._pauses.paused(self._clock()))
-            chosen = pick([j for j in waiting if j.inbox in self._rules], self._limit)
+            paused = self._pauses.paused(self._clock())
+            inboxes = [name for name in self._rules if name not in paused]
+            chosen = pick(self._store.waiting(LOOK_AHEAD, inboxes), self._limit)
             for inbox in {job.inbox for job in chosen}:
                 if self._pauses.on_trial(inbox) and not self._can_write(inbox):
                     chosen = [job for job in chosen if job.inbox != inbox]

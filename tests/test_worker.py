@@ -19,7 +19,7 @@ from phi4d.media.probe import kind_of
 from phi4d.scheduler import Pauses
 from phi4d.store import Arrival, Store
 from phi4d.task import Rule
-from phi4d.worker import DECODER_TRIES, DEVICE_TRIES, Worker
+from phi4d.worker import DECODER_TRIES, DEVICE_TRIES, LOOK_AHEAD, Worker
 
 WAIT_SECONDS = 30.0  # until a test gives up
 
@@ -137,6 +137,18 @@ class TestWork:
         assert (desk.outbox / "silence.wav.txt").read_text() == "\n"
         assert desk.counts() == {"done": 1}
         assert engine.calls == []
+
+    def test_what_waits_for_an_inbox_that_is_gone_does_not_stand_in_the_way(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        desk.store.add(
+            Arrival("former", b"%d.png" % n, Kind.IMAGE, Fingerprint(n, n, n))
+            for n in range(LOOK_AHEAD + 1)
+        )
+        desk.add(make_picture(desk.inbox / "a.png"))
+        desk.start(FakeEngine())
+        desk.wait_for(1)
+        assert desk.counts() == {"done": 1}
 
     def test_what_comes_later_wakes_it(self, desk: Desk, make_picture: Callable[..., Path]) -> None:
         desk.start(FakeEngine())
@@ -338,7 +350,7 @@ class TestDevice:
         worker.join(WAIT_SECONDS)
         assert worker.error is lost
         assert desk.counts() == {"queued": 1}
-        assert desk.store.waiting(1)[0].attempts == DEVICE_TRIES
+        assert desk.store.waiting(1, ["in"])[0].attempts == DEVICE_TRIES
 
     def test_a_fault_of_ours_costs_no_other_file(
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
@@ -379,7 +391,7 @@ class TestStop:
         worker.join(WAIT_SECONDS)
         assert worker.error is None
         assert desk.counts() == {"queued": 1}
-        assert desk.store.waiting(1)[0].attempts == 0
+        assert desk.store.waiting(1, ["in"])[0].attempts == 0
 
     def test_it_beats_while_the_engine_works(
         self, desk: Desk, make_picture: Callable[..., Path]
