@@ -182,19 +182,16 @@ class Worker(threading.Thread):
         pieces = self._decode(tasks)
         try:
             for task, piece in pieces:
+                # here, and not after an answer: asking for this piece finished the job before it
+                if self._stopping.is_set():
+                    raise Stopped("the daemon is stopping")
                 ready.append((task, piece))
                 if len(ready) >= self._limit:
                     self._answer(ready)
                     ready = []
-                if self._stopping.is_set():
-                    raise Stopped("the daemon is stopping")
             if ready:
                 self._answer(ready)
         except Stopped:
-            self._put_back(tasks, count=False)
-        except EnvironmentFault as fault:
-            for inbox in {task.job.inbox for task in tasks}:
-                self._pause(inbox, fault)
             self._put_back(tasks, count=False)
         except DeviceError as error:
             self._shrink(tasks, error)

@@ -271,17 +271,19 @@ class TestSurroundings:
         desk.outbox.rmdir()
         desk.add(make_picture(desk.inbox / "a.png"), make_picture(desk.inbox / "b.png"))
         engine = FakeEngine()
-        paused = threading.Event()
+        times, often = [], threading.Event()
         real = desk.pauses.pause
 
         def pause(*args: Any) -> bool:
             news = real(*args)
-            paused.set()
+            times.append(1)
+            if len(times) == 3:  # at first, and when it was tried again
+                often.set()
             return news
 
         desk.pauses.pause = pause  # type: ignore[method-assign]
         desk.start(engine)
-        assert paused.wait(WAIT_SECONDS)
+        assert often.wait(WAIT_SECONDS)
         assert "failed" not in desk.counts()
         desk.outbox.mkdir()
         desk.wait_for(2)
@@ -291,6 +293,28 @@ class TestSurroundings:
         # the model was asked once in vain, and not again before the outbox could be written
         assert len(engine.calls) == 2
         assert [job.attempts for job, _, _ in desk.ended] == [1, 1]
+
+    def test_a_disk_that_cannot_be_read_pauses_the_inbox_and_costs_no_attempt(
+        self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        desk.add(make_picture(desk.inbox / "a.png"))
+        real, refusals = desk.pool.decode, [1, 1, 1]
+
+        def decode(*args: Any, **options: Any) -> Any:
+            if refusals:
+                refusals.pop()
+                raise EnvironmentFault("cannot be read: Input/output error")
+            return real(*args, **options)
+
+        desk.pool.decode = decode  # type: ignore[method-assign]
+        try:
+            desk.start(FakeEngine(), max_attempts=1)
+            desk.wait_for(1)
+        finally:
+            desk.pool.decode = real  # type: ignore[method-assign]
+        assert desk.counts() == {"done": 1}
+        assert caplog.text.count("pauses, nothing is lost") == 1
+        assert caplog.text.count("works again") == 1
 
     def test_a_store_that_cannot_be_written_is_waited_for(
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
@@ -367,8 +391,35 @@ class TestDevice:
         assert desk.counts() == {"done": 2, "failed": 1}
         assert "unexpected error" in caplog.text
 
+    def test_a_worker_that_ends_unexpectedly_says_how(
+        self, desk: Desk, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def broken(*args: Any) -> list[Job]:
+            raise ZeroDivisionError("a bug")
+
+        desk.store.waiting = broken  # type: ignore[method-assign]
+        worker = desk.start(FakeEngine())
+        worker.join(WAIT_SECONDS)
+        assert isinstance(worker.error, ZeroDivisionError)
+        assert "ended unexpectedly" in caplog.text
+
 
 class TestStop:
+    def test_between_two_calls_the_rest_is_put_back(
+        self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
+        monkeypatch.setattr("phi4d.worker.pick", lambda waiting, capacity: list(waiting))
+        engine = FakeEngine(gate=threading.Event())
+        worker = desk.start(engine, batch_size=1)
+        assert engine.entered.wait(WAIT_SECONDS)
+        worker.stop()
+        assert engine.gate
+        engine.gate.set()
+        worker.join(WAIT_SECONDS)
+        assert desk.counts() == {"done": 1, "queued": 2}
+        assert [job.attempts for job in desk.store.waiting(9, ["in"])] == [0, 0]
+
     def test_a_running_call_may_end(self, desk: Desk, make_picture: Callable[..., Path]) -> None:
         desk.add(make_picture(desk.inbox / "a.png"))
         engine = FakeEngine(gate=threading.Event())
