@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import phi4d
-from phi4d.errors import ConfigError, Phi4dError
+from phi4d.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, ConfigError, Phi4dError
 
 if TYPE_CHECKING:
     from phi4d.config import Config
     from phi4d.job import Result
-
-EXIT_FAILURE = 1
-EXIT_CONFIG = 78
 
 app = typer.Typer(
     name="phi4d",
@@ -162,7 +159,7 @@ def process(
             prompt=prompt,
             output_dir=output_dir or settled.results_dir,
         )
-    raise typer.Exit(0 if ok else EXIT_FAILURE)
+    raise typer.Exit(EXIT_OK if ok else EXIT_FAILURE)
 
 
 @app.command()
@@ -174,6 +171,7 @@ def status(
     """Tell what waits, runs, is done and has failed."""
     from phi4d import lock
     from phi4d import status as words
+    from phi4d.job import display_name
     from phi4d.store import Reader
 
     with _Refusals():
@@ -191,11 +189,11 @@ def status(
             daemon_pid=lock.holder(settled.state_dir / "lock"),
             counts=reader.counts(),
             running=[
-                (words.display_name(job.inbox, job.path), device, time.time() - started)
+                (display_name(job.inbox, job.path), device, time.time() - started)
                 for job, device, started in reader.running()
             ],
             failures=[
-                (words.display_name(f.inbox, f.path), f.reason, f.when) for f in reader.failures(10)
+                (display_name(f.inbox, f.path), f.reason, f.when) for f in reader.failures(10)
             ],
         )
         reader.close()

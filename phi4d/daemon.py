@@ -7,32 +7,32 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from phi4d import demo, status
 from phi4d.config import Config
 from phi4d.engine import Engine
-from phi4d.errors import ConfigError, EnvironmentFault, Stopped
-from phi4d.inbox import Found, Root, Watcher
-from phi4d.job import Job, Kind, Result
+from phi4d.errors import (
+    EXIT_FAILURE,
+    EXIT_LATER,
+    EXIT_OK,
+    ConfigError,
+    EnvironmentFault,
+    Stopped,
+)
+from phi4d.inbox import Root, Watcher
+from phi4d.job import Arrival, Job, Kind, Result, display_name
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
 from phi4d.notify import notify, watchdog_seconds
 from phi4d.outputs import atomic
 from phi4d.scheduler import Pauses
-from phi4d.store import Arrival, Store
+from phi4d.store import Store
 from phi4d.task import Rule
 from phi4d.worker import Worker
 
 log = logging.getLogger(__name__)
-
-EXIT_OK = 0
-EXIT_FAILURE = 1
-EXIT_LATER = 75
-"""EX_TEMPFAIL of sysexits.h: something waits for its surroundings to be mended."""
-EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h: the configuration cannot be used."""
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 TICK_SECONDS = 1.0
@@ -79,6 +79,33 @@ def make_pool(config: Config, workers: int) -> DecodePool:
         max_duration_s=config.max_duration_hours * 3600,
         max_file_bytes=int(config.max_file_mb * 1e6),
     )
+
+
+def make_workers(
+    config: Config,
+    engines: Sequence[Engine],
+    store: Store,
+    pool: DecodePool,
+    rules: Mapping[str, Rule],
+    pauses: Pauses,
+    on_result: Callable[[Job, Result | None, str], None] | None,
+) -> list[Worker]:
+    """A worker for each engine, as the configuration has it; none is started."""
+    return [
+        Worker(
+            engine,
+            store,
+            pool,
+            rules,
+            pauses,
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_new_tokens,
+            max_attempts=config.max_attempts,
+            ahead=config.decode_processes,
+            on_result=on_result,
+        )
+        for engine in engines
+    ]
 
 
 class Daemon:
@@ -214,27 +241,17 @@ class Daemon:
             )
             for box in self._boxes
         }
-        for engine in self._engines:
-            worker = Worker(
-                engine,
-                self._store,
-                pool,
-                rules,
-                self._pauses,
-                batch_size=config.batch_size,
-                max_new_tokens=config.max_new_tokens,
-                max_attempts=config.max_attempts,
-                ahead=config.decode_processes,
-                on_result=self._on_result,
-            )
-            self._workers.append(worker)
+        self._workers = make_workers(
+            config, self._engines, self._store, pool, rules, self._pauses, self._on_result
+        )
+        for worker in self._workers:
             worker.start()
 
-    def _take_in(self, found: list[Found]) -> None:
+    def _take_in(self, found: list[Arrival]) -> None:
         """Files that are complete become jobs, if they are not already."""
-        new = self._store.add(Arrival(f.inbox, f.path, f.kind, f.fingerprint) for f in found)
+        new = self._store.add(found)
         if new:
-            names = [status.display_name(f.inbox, f.path) for f in found]
+            names = [display_name(f.inbox, f.path) for f in found]
             log.debug("queued %d of %d: %s", new, len(found), ", ".join(names[:5]))
             for worker in self._workers:
                 worker.wake()

@@ -1,4 +1,4 @@
-"""The exception tree. The class says whose fault it is, and that decides what happens.
+"""The exception tree, and the exit codes. The class says whose fault it is, and that decides what happens.
 
 Phi4dError
 ├── ConfigError        the operator's: refuse to start, exit 78
@@ -13,6 +13,13 @@ Phi4dError
 from __future__ import annotations
 
 from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_LATER = 75
+"""EX_TEMPFAIL of sysexits.h: something waits for its surroundings to be mended."""
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: the configuration cannot be used."""
 
 
 class Phi4dError(Exception):

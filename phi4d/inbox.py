@@ -31,7 +31,7 @@ from watchdog.events import (
 from watchdog.observers import Observer
 
 from phi4d.errors import EnvironmentFault
-from phi4d.job import Fingerprint, Kind, printable
+from phi4d.job import Arrival, Fingerprint, Kind, printable
 from phi4d.settle import Settler
 
 if TYPE_CHECKING:
@@ -51,17 +51,6 @@ _EVENTS: list[type[FileSystemEvent]] = [
 warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning, "watchdog")
 _HAND_ON = 2_000  # files of a scan that are handed on at once
 _TICK_SECONDS = 0.25  # how often the settler is asked while files settle
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A complete file in an inbox."""
-
-    inbox: str
-    path: bytes
-    """below the inbox folder"""
-    kind: Kind
-    fingerprint: Fingerprint
 
 
 @dataclass
@@ -100,7 +89,7 @@ class Watcher(threading.Thread):
     def __init__(
         self,
         roots: list[Root],
-        hand_on: Callable[[list[Found]], None],
+        hand_on: Callable[[list[Arrival]], None],
         *,
         settle_seconds: float = 2.0,
         rescan_seconds: float = 60.0,
@@ -189,7 +178,7 @@ class Watcher(threading.Thread):
         return batch
 
     def _take(self, batch: list[tuple[str, FileSystemEvent]]) -> None:
-        found: dict[bytes, Found] = {}
+        found: dict[bytes, Arrival] = {}
         for name, event in batch:
             root = self._roots[name]
             moved = isinstance(event, FileMovedEvent | DirMovedEvent)
@@ -208,7 +197,7 @@ class Watcher(threading.Thread):
             key = (name, relative)
             if isinstance(event, FileClosedEvent) or moved:
                 self._settler.forget(key)
-                found[path] = Found(name, relative, kind, fingerprint)
+                found[path] = Arrival(name, relative, kind, fingerprint)
             else:
                 self._settler.seen(key, fingerprint, self._clock())
         self._give(list(found.values()))
@@ -224,10 +213,10 @@ class Watcher(threading.Thread):
             if fingerprint is None or kind is None:
                 self._settler.forget(key)
             elif self._settler.settled(key, fingerprint, now):
-                found.append(Found(name, relative, kind, fingerprint))
+                found.append(Arrival(name, relative, kind, fingerprint))
         self._give(found)
 
-    def _give(self, found: list[Found]) -> None:
+    def _give(self, found: list[Arrival]) -> None:
         if not found:
             return
         try:
@@ -288,7 +277,7 @@ class Watcher(threading.Thread):
             self._scan(root, b"")
 
     def _scan(self, root: Root, below: bytes) -> None:
-        found: list[Found] = []
+        found: list[Arrival] = []
         for relative, kind, status in self._walk(root, below):
             if self._stopping.is_set():
                 return
@@ -297,7 +286,7 @@ class Watcher(threading.Thread):
             unchanged = self._wall_clock() - max(status.st_mtime, status.st_ctime)
             if unchanged >= self._settle_seconds:
                 self._settler.forget((root.name, relative))
-                found.append(Found(root.name, relative, kind, fingerprint))
+                found.append(Arrival(root.name, relative, kind, fingerprint))
             else:
                 self._settler.seen((root.name, relative), fingerprint, self._clock())
             if len(found) >= _HAND_ON:

@@ -56,6 +56,17 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """A settled file that wants a job."""
+
+    inbox: str
+    path: bytes
+    """below the inbox folder"""
+    kind: Kind
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One version of one file under one inbox rule; a row in the store."""
 
@@ -81,6 +92,11 @@ def printable(path: bytes | str | os.PathLike[str]) -> str:
     """A path as one printable line: control characters and invalid bytes are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def display_name(inbox: str, path: bytes) -> str:
+    """A file's name as people see it: the inbox, then the path below it."""
+    return f"{inbox}/{printable(path)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from phi4d.config import Config
-from phi4d.daemon import make_engines, make_pool
+from phi4d.daemon import make_engines, make_pool, make_workers
 from phi4d.engine import Engine
 from phi4d.errors import EnvironmentFault, FileError, Phi4dError
-from phi4d.job import Fingerprint, Job, Kind, Result, printable
+from phi4d.job import Arrival, Fingerprint, Job, Kind, Result, printable
 from phi4d.media.probe import kind_of
 from phi4d.scheduler import Pauses
-from phi4d.store import Arrival, Store
+from phi4d.store import Store
 from phi4d.task import Rule
-from phi4d.worker import Worker
 
 DOWNLOAD_SECONDS = 60.0
 """How long a server may keep silent."""
@@ -160,21 +159,8 @@ def _work_off(
             stack.callback(engine.close)
             loaded.append(engine)
         pool = stack.enter_context(make_pool(config, len(loaded)))
-        workers = [
-            Worker(
-                engine,
-                store,
-                pool,
-                {order.name: order.rule for order in orders},
-                pauses,
-                batch_size=config.batch_size,
-                max_new_tokens=config.max_new_tokens,
-                max_attempts=config.max_attempts,
-                ahead=config.decode_processes,
-                on_result=on_result,
-            )
-            for engine in loaded
-        ]
+        rules = {order.name: order.rule for order in orders}
+        workers = make_workers(config, loaded, store, pool, rules, pauses, on_result)
         for worker in workers:
             worker.start()
             stack.callback(worker.join)

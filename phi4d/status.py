@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from phi4d.job import State, printable
+from phi4d.job import State
 
 COLUMNS = (State.QUEUED, State.RUNNING, State.DONE, State.FAILED)
 HEADINGS = {
@@ -76,8 +76,3 @@ def render(snapshot: Snapshot) -> str:
             at = time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
             lines.append(f"  {at}  {name}: {reason}")
     return "\n".join(lines)
-
-
-def display_name(inbox: str, path: bytes) -> str:
-    """A file's name as people see it: the inbox, then the path below it."""
-    return f"{inbox}/{printable(path)}"

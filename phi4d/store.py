@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from phi4d.errors import ConfigError, EnvironmentFault
-from phi4d.job import Fingerprint, Job, Kind, State
+from phi4d.job import Arrival, Fingerprint, Job, Kind, State
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -48,17 +48,6 @@ CREATE INDEX job_failed ON job (finished) WHERE state = 'failed';
 """
 ADD_ROWS = 2_000  # rows a transaction; a million files then take some 10 s
 _COLUMNS = "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes"
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A settled file that wants a job."""
-
-    inbox: str
-    path: bytes
-    """below the inbox folder"""
-    kind: Kind
-    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from phi4d.job import Completion, Job, Kind, Piece, Request, Result, Segment
+from phi4d.job import Completion, Job, Kind, Piece, Request, Result, Segment, display_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Task:
     @property
     def name(self) -> str:
         """The file as people see it: the inbox, then the path below it."""
-        return f"{self.job.inbox}/{self.job.name}"
+        return display_name(self.job.inbox, self.job.path)
 
     @property
     def prompt(self) -> str:

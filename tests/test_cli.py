@@ -19,8 +19,8 @@ import phi4d
 from phi4d import cli, demo, trial
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import ConfigError
-from phi4d.job import Fingerprint, Kind
-from phi4d.store import Arrival, Store
+from phi4d.job import Arrival, Fingerprint, Kind
+from phi4d.store import Store
 
 EXPECTED: dict[str, Any] = json.loads((demo.SAMPLES / "expected.json").read_text())
 

@@ -21,6 +21,7 @@ import pytest
 
 from phi4d import config as configuration
 from phi4d import daemon as house
+from phi4d import errors
 from phi4d.config import Config
 from phi4d.daemon import Daemon
 from phi4d.engine import Engine
@@ -192,7 +193,7 @@ class TestLife:
         opened = open_house("batch_size = 1", FakeEngine(failures=lost))
         (worker,) = opened.daemon._workers
         worker.join(WAIT_SECONDS)
-        assert opened.daemon.tick() == house.EXIT_FAILURE
+        assert opened.daemon.tick() == errors.EXIT_FAILURE
 
 
 class TestRefusals:
@@ -260,7 +261,7 @@ class TestSignals:
         (tmp_path / "out").write_text("a file where the outbox should be")
         with running(write_config(), "once") as process:
             log = process.stderr.read()
-            assert process.wait(WAIT_SECONDS) == house.EXIT_LATER
+            assert process.wait(WAIT_SECONDS) == errors.EXIT_LATER
         assert "still waits" in log
         assert counts(tmp_path / "state") == {"queued": 1}
 
@@ -365,7 +366,7 @@ def test_the_log_does_not_tell_what_pictures_show(
 
 
 def test_every_end_has_its_exit_code() -> None:
-    assert (house.EXIT_OK, house.EXIT_FAILURE, house.EXIT_LATER, house.EXIT_CONFIG) == (
+    assert (errors.EXIT_OK, errors.EXIT_FAILURE, errors.EXIT_LATER, errors.EXIT_CONFIG) == (
         0,
         1,
         os.EX_TEMPFAIL,

@@ -16,8 +16,8 @@ import pytest
 
 from phi4d import inbox
 from phi4d.errors import EnvironmentFault
-from phi4d.inbox import Found, Root, Watcher
-from phi4d.job import Kind
+from phi4d.inbox import Root, Watcher
+from phi4d.job import Arrival, Kind
 
 WAIT_SECONDS = 20.0  # until a test gives up; what it waits for takes milliseconds
 
@@ -30,11 +30,11 @@ class Hands:
     """Takes what the watcher hands on, and waits for it."""
 
     def __init__(self) -> None:
-        self.found: list[Found] = []
+        self.found: list[Arrival] = []
         self.refuse = 0
         self._changed = threading.Condition()
 
-    def __call__(self, found: list[Found]) -> None:
+    def __call__(self, found: list[Arrival]) -> None:
         with self._changed:
             if self.refuse:
                 self.refuse -= 1

@@ -14,7 +14,7 @@ import typer.main
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from phi4d import cli, daemon, demo
+from phi4d import cli, daemon, demo, errors
 from phi4d.config import Config, Inbox, load
 from phi4d.engine import folder
 
@@ -94,11 +94,11 @@ def test_the_exit_codes_are_the_daemon_s():
     codes = re.findall(r"^\| (\d+) \|", section("Exit codes"), re.MULTILINE)
 
     assert {int(code) for code in codes} == {
-        daemon.EXIT_OK,
-        daemon.EXIT_FAILURE,
+        errors.EXIT_OK,
+        errors.EXIT_FAILURE,
         2,
-        daemon.EXIT_LATER,
-        daemon.EXIT_CONFIG,
+        errors.EXIT_LATER,
+        errors.EXIT_CONFIG,
     }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from phi4d.job import State
-from phi4d.status import Snapshot, display_name, line, render, totals
+from phi4d.job import State, display_name
+from phi4d.status import Snapshot, line, render, totals
 
 COUNTS = {
     "photos": {State.QUEUED: 128, State.RUNNING: 3, State.DONE: 1000, State.FAILED: 2},

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from kit import Clock
 
 from phi4d.errors import ConfigError, EnvironmentFault
-from phi4d.job import Fingerprint, Kind, State
-from phi4d.store import ADD_ROWS, Arrival, Reader, Store
+from phi4d.job import Arrival, Fingerprint, Kind, State
+from phi4d.store import ADD_ROWS, Reader, Store
 
 
 def arrival(path: bytes = b"a.jpg", version: int = 1, inbox: str = "in") -> Arrival:

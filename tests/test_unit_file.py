@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from phi4d.config import Config
-from phi4d.daemon import EXIT_CONFIG, TICK_SECONDS
+from phi4d.daemon import TICK_SECONDS
+from phi4d.errors import EXIT_CONFIG
 
 UNIT = Path(__file__).parents[1] / "systemd" / "phi4d.service"
 ANALYZE = shutil.which("systemd-analyze")

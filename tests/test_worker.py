@@ -13,11 +13,11 @@ import pytest
 
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import DecoderDied, DeviceError, EnvironmentFault
-from phi4d.job import Fingerprint, Job, Kind, Result
+from phi4d.job import Arrival, Fingerprint, Job, Kind, Result
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
 from phi4d.scheduler import Pauses
-from phi4d.store import Arrival, Store
+from phi4d.store import Store
 from phi4d.task import Rule
 from phi4d.worker import DECODER_TRIES, DEVICE_TRIES, LOOK_AHEAD, Worker
 
