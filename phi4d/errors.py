@@ -1,4 +1,4 @@
-"""The exception tree, and the exit codes. The class says whose fault it is, and that decides what happens.
+"""The exception tree and the exit codes. The class says whose fault it is, and so what happens.
 
 Phi4dError
 ├── ConfigError        the operator's: refuse to start, exit 78
