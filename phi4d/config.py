@@ -47,6 +47,12 @@ def _state_dir() -> Path:
     return platformdirs.user_state_path("phi4d")
 
 
+def _cache_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/cache/phi4d")
+    return platformdirs.user_cache_path("phi4d")
+
+
 def _to_path(value: object) -> Path:
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError("expected the path of a folder")
@@ -113,10 +119,10 @@ class Config(_Model):
     # the model
     model_path: Text = "microsoft/Phi-4-multimodal-instruct"
     """hub id or folder of the model; "demo" = the tiny checkpoint that ships for trying out"""
-    revision: Text = "refs/pr/70"
-    """revision on the hub that has the native layout"""
-    cache_dir: Folder | None = None
-    """where downloaded models are; default: the hub library's own cache"""
+    revision: Text = "main"
+    """branch, tag or commit of a model on the hub"""
+    cache_dir: Annotated[Folder, Field(default_factory=_cache_dir)]
+    """where `phi4d model pull` puts models; the hub library's own cache is looked in as well"""
     device: Text = "auto"
     """auto, cpu, cuda, or a list with one worker each: "cuda:0,cuda:2", "cpu,cpu" """
     force_cpu: bool = False
@@ -125,10 +131,26 @@ class Config(_Model):
     """use one GPU even if there are several"""
     multi_gpu_threshold_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8.0
     """free memory, in GB (10^9 bytes), that a GPU must have to get a worker of its own"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """number format; auto: what the device computes fastest without losing the answer"""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """attention kernels of the language model; auto: FlashAttention 2 where it can be had"""
+    quantization: Literal["auto", "none", "8bit", "4bit"] = "auto"
+    """weights of the language model; auto: as precise as fits the device's free memory"""
+    merge_adapters: Literal["auto", "always", "never"] = "auto"
+    """keep the language model twice, once with each adapter added in: faster; auto: if it fits"""
+    offload: Literal["auto", "never"] = "auto"
+    """what fits no GPU's memory even in 4 bits: auto = part of it waits in main memory (slow)"""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     """pictures, or stretches of recordings, that one model call takes at most"""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 512
     """tokens of one answer at most"""
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
+    """0 = the likeliest token always; above, tokens are drawn, the flatter the higher"""
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1.0
+    """above 1, tokens of the prompt and of the answer so far become less likely"""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """of the drawing: the same file with the same seed has the same answer"""
 
     # the questions
     image_prompt: Text = "Describe the image."

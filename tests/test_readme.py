@@ -55,6 +55,8 @@ def default(model: type[BaseModel], name: str) -> str:
     value = model.model_fields[name].default
     if name == "state_dir":
         return "`~/.local/state/phi4d`; as root `/var/lib/phi4d`"
+    if name == "cache_dir":
+        return "`~/.cache/phi4d`; as root `/var/cache/phi4d`"
     if value is PydanticUndefined:
         return "needed"
     if value is None or value in ("", ()):

@@ -41,6 +41,7 @@ def test_it_loads_as_it_is():
     config = load(config=SAMPLE, environ={})
 
     assert config.state_dir == Path("/var/lib/phi4d")
+    assert config.cache_dir == Path("/var/cache/phi4d")
     assert [(box.path, box.outbox) for box in config.inbox] == [
         (Path("/srv/phi4d/inbox"), Path("/srv/phi4d/outbox"))
     ]
@@ -54,6 +55,7 @@ def test_what_it_says_are_the_defaults(tmp_path: Path, text: str):
         environ={},
         options={
             "state_dir": config.state_dir,
+            "cache_dir": config.cache_dir,
             "inbox": [{"path": "/srv/phi4d/inbox", "outbox": "/srv/phi4d/outbox"}],
         },
         config=_empty(tmp_path),
