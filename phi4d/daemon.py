@@ -41,12 +41,12 @@ STATUS_SECONDS = 5.0
 
 def make_engines(config: Config) -> Iterator[Engine]:
     """Load the model on each device that the configuration asks for, one after the other."""
-    from phi4d.engine import devices, folder
+    from phi4d.engine import devices, folder, hub
 
     is_demo = config.model_path == demo.MODEL_PATH
     model = str(demo.CHECKPOINT) if is_demo else config.model_path
     # a model that is missing is told at once, not after the seconds that importing torch takes
-    folder.check(folder.resolve(model, config.revision, config.cache_dir))
+    folder.check(hub.resolve(model, config.revision, config.cache_dir))
     names = devices.choose(
         config.device,
         devices.probe(),

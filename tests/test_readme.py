@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from phi4d import cli, daemon, demo, errors
 from phi4d.config import Config, Inbox, load
-from phi4d.engine import folder
+from phi4d.engine import hub
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 OLD_KEYS = {
@@ -111,7 +111,7 @@ def test_the_signals_are_the_daemon_s():
 
 
 def test_the_command_that_downloads_the_model_is_the_one_that_the_loader_names():
-    assert folder.download_command() in README
+    assert hub.download_command() in README
 
 
 def test_every_command_and_option_exists():

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from phi4d.engine import folder as folders
+from phi4d.engine import hub
 from phi4d.engine.decoding import greedy
 from phi4d.engine.embedding import Clip, Prompt, embed
 from phi4d.engine.loader import Loaded, load
@@ -78,7 +79,7 @@ class Phi4Engine:
         """Find, check and load a model.
 
         Args:
-            model_path: a folder, or a hub id that was downloaded before (`folder.resolve`).
+            model_path: a folder, or a hub id that was downloaded before (`hub.resolve`).
             device: ``cpu`` or ``cuda:N``.
             dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16`` (`loader.choose_dtype`).
             revision: of a hub id; None for the one with the converted layout.
@@ -96,7 +97,7 @@ class Phi4Engine:
         """
         if max_crops is not None and max_crops < 1:
             raise ConfigError(f"max_crops: {max_crops} is too few; give 1 or more")
-        folder = folders.resolve(model_path, revision, cache_dir)
+        folder = hub.resolve(model_path, revision, cache_dir)
         folders.check(folder)
         if threads is not None:
             torch.set_num_threads(threads)
