@@ -21,7 +21,7 @@ from phi4d.errors import (
     Stopped,
 )
 from phi4d.inbox import Root, Watcher
-from phi4d.job import Arrival, Job, Kind, Result, display_name
+from phi4d.job import Arrival, Job, Kind, Result, Sampling, display_name
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
@@ -100,6 +100,7 @@ def make_workers(
             pauses,
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
+            sampling=Sampling(config.temperature, config.repetition_penalty, config.seed),
             max_attempts=config.max_attempts,
             ahead=config.decode_processes,
             on_result=on_result,

@@ -36,6 +36,15 @@ class State(StrEnum):
     """Overtaken by a newer version of the file, or the file is gone."""
 
 
+class FinishReason(StrEnum):
+    """Why an answer ends where it does."""
+
+    STOP = "stop"
+    """the model ended it"""
+    LENGTH = "length"
+    """it was cut at the token limit"""
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """Tells one version of a file at a path from another.
@@ -115,6 +124,22 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the tokens of an answer are chosen; as it stands here, the likeliest one always."""
+
+    temperature: float = 0.0
+    """0 = the likeliest token; above, tokens are drawn by softmax(logits / temperature)"""
+    repetition_penalty: float = 1.0
+    """the logits of tokens of the prompt and of the answer so far are divided by it where they
+    are positive, and multiplied where they are negative"""
+    seed: int = 0
+    """of the drawing, from 0 to 2⁶³ - 1"""
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One model call: a picture with a prompt, or one stretch of audio with a prompt."""
 
@@ -124,6 +149,7 @@ class Request:
     media: NDArray[np.uint8] | NDArray[np.float32]
     """as in `Piece.media`"""
     max_new_tokens: int = 512
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +159,7 @@ class Completion:
     text: str
     prompt_tokens: int
     new_tokens: int
-    truncated: bool = False
-    """the answer was cut at the token limit"""
+    finish_reason: FinishReason = FinishReason.STOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +171,7 @@ class Segment:
     end: float
     """seconds"""
     text: str
+    finish_reason: FinishReason = FinishReason.STOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +187,9 @@ class Result:
     """empty for a picture"""
     prompt_tokens: int = 0
     new_tokens: int = 0
-    truncated: bool = False
+    finish_reason: FinishReason = FinishReason.STOP
+    """of a recording: length, if any of its segments was cut"""
+    sampling: Sampling = GREEDY
     seconds: float = 0.0
     """wall-clock time from claim to answer"""
     media: tuple[tuple[str, float], ...] = ()

@@ -10,7 +10,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from phi4d.job import Completion, Job, Kind, Piece, Request, Result, Segment, display_name
+from phi4d.job import (
+    GREEDY,
+    Completion,
+    FinishReason,
+    Job,
+    Kind,
+    Piece,
+    Request,
+    Result,
+    Sampling,
+    Segment,
+    display_name,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,7 @@ class Task:
     """its lines carry the job"""
     began: float
     """monotonic seconds"""
+    sampling: Sampling = GREEDY
     facts: dict[str, float] = field(default_factory=dict)
     """what decoding found out about the source"""
     decoded: bool = False
@@ -66,7 +79,7 @@ class Task:
 
     def request(self, piece: Piece, max_new_tokens: int) -> Request:
         """What the engine is asked about a piece."""
-        return Request(self.job.kind, self.prompt, piece.media, max_new_tokens)
+        return Request(self.job.kind, self.prompt, piece.media, max_new_tokens, self.sampling)
 
     def answer(self, piece: Piece, completion: Completion) -> None:
         """Take the answer about a piece; the media itself, which may be large, is let go."""
@@ -76,6 +89,7 @@ class Task:
     def result(self, model: str, device: str, now: float) -> Result:
         """All answers together; of a recording in which nobody speaks, an empty one."""
         completions = [completion for _, _, completion in self._answers]
+        cut = any(c.finish_reason is FinishReason.LENGTH for c in completions)
         spoken = self._answers if self.job.kind is Kind.AUDIO else []
         return Result(
             kind=self.job.kind,
@@ -83,10 +97,13 @@ class Task:
             prompt=self.prompt,
             model=model,
             device=device,
-            segments=tuple(Segment(start, end, c.text) for start, end, c in spoken),
+            segments=tuple(
+                Segment(start, end, c.text, c.finish_reason) for start, end, c in spoken
+            ),
             prompt_tokens=sum(c.prompt_tokens for c in completions),
             new_tokens=sum(c.new_tokens for c in completions),
-            truncated=any(c.truncated for c in completions),
+            finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
+            sampling=self.sampling,
             seconds=now - self.began,
             media=tuple(self.facts.items()),
         )

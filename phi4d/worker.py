@@ -27,7 +27,7 @@ from phi4d.errors import (
     Phi4dError,
     Stopped,
 )
-from phi4d.job import Fingerprint, Job, Piece, Result, printable
+from phi4d.job import GREEDY, Fingerprint, Job, Piece, Result, Sampling, printable
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.outputs import atomic
 from phi4d.scheduler import Pauses, pick
@@ -53,6 +53,7 @@ class Worker(threading.Thread):
         pauses: the inboxes that wait, shared by all workers.
         batch_size: requests in one call of the engine, at most.
         max_new_tokens: tokens of one answer, at most.
+        sampling: how the tokens of an answer are chosen.
         max_attempts: starts without an end after which a job is given up.
         ahead: how many files are being decoded at once for this worker.
         on_result: called after a job has ended, with its result if it was done.
@@ -68,6 +69,7 @@ class Worker(threading.Thread):
         *,
         batch_size: int = 8,
         max_new_tokens: int = 512,
+        sampling: Sampling = GREEDY,
         max_attempts: int = 5,
         ahead: int = 1,
         on_result: Callable[[Job, Result | None, str], None] | None = None,
@@ -85,6 +87,7 @@ class Worker(threading.Thread):
         self._pauses = pauses
         self._limit = batch_size
         self._max_new_tokens = max_new_tokens
+        self._sampling = sampling
         self._max_attempts = max_attempts
         self._ahead = ahead
         self._on_result = on_result
@@ -162,7 +165,7 @@ class Worker(threading.Thread):
 
     def _task(self, job: Job) -> Task:
         job_log = logs.for_job(log, job, self._engine.device)
-        return Task(job, self._rules[job.inbox], job_log, self._clock())
+        return Task(job, self._rules[job.inbox], job_log, self._clock(), self._sampling)
 
     def _can_write(self, inbox: str) -> bool:
         """Whether an inbox whose pause is over is worth the model's time again."""

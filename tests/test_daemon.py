@@ -27,7 +27,7 @@ from phi4d.daemon import Daemon
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import ConfigError, DeviceError
-from phi4d.job import Job, Result
+from phi4d.job import Job, Result, Sampling
 from phi4d.store import Reader
 
 WAIT_SECONDS = 60.0  # until a test gives up
@@ -142,6 +142,16 @@ class TestLife:
             "later.wav.json",
         }
         assert opened.daemon.tick() is None
+
+    def test_tokens_are_chosen_and_limited_as_configured(
+        self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        keys = "max_new_tokens = 7\ntemperature = 0.5\nrepetition_penalty = 1.5\nseed = 3"
+        opened = open_house(keys)
+        opened.wait_for(1)
+        ((request,),) = opened.engine.calls
+        assert (request.max_new_tokens, request.sampling) == (7, Sampling(0.5, 1.5, 3))
 
     def test_prompts_of_the_inbox_are_asked(
         self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]

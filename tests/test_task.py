@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from phi4d import log as logs
-from phi4d.job import Completion, Fingerprint, Job, Kind, Piece, Segment
+from phi4d.job import Completion, Fingerprint, FinishReason, Job, Kind, Piece, Sampling, Segment
 from phi4d.task import Rule, Task
 
 
@@ -30,6 +30,13 @@ def test_it_knows_its_file_and_its_question() -> None:
     assert (request.kind, request.prompt, request.max_new_tokens) == (Kind.AUDIO, "Transcribe.", 7)
 
 
+def test_its_requests_and_its_result_know_how_tokens_are_chosen() -> None:
+    found = task(Kind.IMAGE)
+    found.sampling = Sampling(0.7, seed=3)
+    assert found.request(piece(), 7).sampling == Sampling(0.7, seed=3)
+    assert found.result("m", "cpu", 100.0).sampling == Sampling(0.7, seed=3)
+
+
 def test_it_is_complete_when_all_pieces_are_out_and_answered() -> None:
     found = task(Kind.AUDIO)
     assert not found.complete
@@ -47,15 +54,15 @@ def test_the_answers_of_a_recording_are_joined_with_their_times() -> None:
     found.facts = {"duration": 60.0}
     found.answer(piece(0.0, 29.5), Completion("hello", 10, 2))
     found.answer(piece(30.0, 40.0), Completion("", 10, 1))
-    found.answer(piece(41.0, 60.0), Completion("world", 10, 3, truncated=True))
+    found.answer(piece(41.0, 60.0), Completion("world", 10, 3, FinishReason.LENGTH))
     result = found.result("m", "cuda:1", now=104.5)
     assert result.text == "hello world"
     assert result.segments == (
         Segment(0.0, 29.5, "hello"),
         Segment(30.0, 40.0, ""),
-        Segment(41.0, 60.0, "world"),
+        Segment(41.0, 60.0, "world", FinishReason.LENGTH),
     )
-    assert (result.prompt_tokens, result.new_tokens, result.truncated) == (30, 6, True)
+    assert (result.prompt_tokens, result.new_tokens, result.finish_reason) == (30, 6, "length")
     assert (result.model, result.device, result.seconds) == ("m", "cuda:1", 4.5)
     assert result.media == (("duration", 60.0),)
 
@@ -63,7 +70,7 @@ def test_the_answers_of_a_recording_are_joined_with_their_times() -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 def test_nothing_to_answer_is_an_empty_result(kind: Kind) -> None:
     result = task(kind).result("m", "cpu", 100.0)
-    assert (result.text, result.segments, result.truncated) == ("", (), False)
+    assert (result.text, result.segments, result.finish_reason) == ("", (), "stop")
 
 
 def test_a_picture_has_no_segments() -> None:

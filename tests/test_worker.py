@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import DecoderDied, DeviceError, EnvironmentFault
-from phi4d.job import Arrival, Fingerprint, Job, Kind, Result
+from phi4d.job import Arrival, Fingerprint, Job, Kind, Result, Sampling
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
 from phi4d.scheduler import Pauses
@@ -123,6 +124,21 @@ class TestWork:
         desk.wait_for(8)
         assert [len(call) for call in engine.calls] == [3, 2, 3]
         assert all(len({request.kind for request in call}) == 1 for call in engine.calls)
+
+    def test_the_engine_is_asked_as_was_configured_and_the_record_says_so(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        desk.add(make_picture(desk.inbox / "a.png"))
+        engine = FakeEngine(tokens=5)
+        desk.start(engine, max_new_tokens=4, sampling=Sampling(0.5, 1.5, 7))
+        desk.wait_for(1)
+        ((request,),) = engine.calls
+        assert (request.max_new_tokens, request.sampling) == (4, Sampling(0.5, 1.5, 7))
+        record = json.loads((desk.outbox / "a.png.json").read_text())
+        told = (record["temperature"], record["repetition_penalty"], record["seed"])
+        assert told == (0.5, 1.5, 7)
+        assert record["finish_reason"] == "length"
+        assert (desk.outbox / "a.png.txt").read_text() == "picture 64x48: Describe. […]\n"
 
     def test_a_recording_of_silence_has_an_empty_transcript(self, desk: Desk) -> None:
         import numpy as np

@@ -27,7 +27,7 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
     ) -> list[Completion]:
-        """Answer requests of one kind as a batch; greedy, each as if it were alone.
+        """Answer requests of one kind as a batch, each as if it were alone.
 
         Args:
             requests: at least one, all of the same kind.

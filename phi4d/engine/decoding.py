@@ -1,4 +1,4 @@
-"""From embeddings to answers: greedy decoding of a batch, token by token.
+"""From embeddings to answers: a batch, token by token. ``sampling.py`` says which token.
 
 An own loop rather than transformers' ``generate``: each row has its own limit, a finished row
 leaves the batch at once (so that it neither costs time nor drives the rotary scaling of the others
@@ -12,33 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from phi4d.engine.embedding import Prompt
 from phi4d.engine.faults import device_faults
+from phi4d.engine.sampling import Chooser
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Phi4MultimodalForCausalLM
 
 
-def greedy(
+def decode(
     model: Phi4MultimodalForCausalLM,
     embeds: Tensor,
     attend: Tensor,
-    limits: Sequence[int],
+    prompts: Sequence[Prompt],
     *,
     stop: Collection[int],
     never: Collection[int],
     on_step: Callable[[], None],
 ) -> list[list[int]]:
-    """Answer a batch of prompts, each by its likeliest token at every step.
+    """Answer a batch of prompts.
 
     Args:
         model: corrected, with the adapter set.
         embeds: (batch, length, hidden), padded on the left.
         attend: (batch, length), 1 where a row's prompt is.
-        limits: for each row, the most tokens to answer, 1 or more.
+        prompts: what the rows are made of, with the limit of each answer.
         stop: ids that end an answer.
-        never: ids that are not to be answered. Upstream takes a generated media id for media and
-            crashes (fault E).
+        never: ids that are not to be answered.
         on_step: called after each step, which is a token for every row that is not finished.
 
     Returns:
@@ -48,12 +49,19 @@ def greedy(
         DeviceError: out of memory, or the device was lost.
     """
     device = str(embeds.device)
-    forbidden = torch.tensor(sorted(never), device=device)
-    answers: list[list[int]] = [[] for _ in limits]
-    rows = list(range(len(limits)))
+    answers: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))
     positions = (attend.cumsum(1) - 1).clamp(min=0)
     inputs: dict[str, Any] = {"inputs_embeds": embeds}
     cache = None
+    with device_faults(device, f"answering {len(rows)} requests"):
+        chooser = Chooser(
+            [prompt.sampling for prompt in prompts],
+            [prompt.ids for prompt in prompts],
+            never=never,
+            vocabulary=model.config.vocab_size,
+            device=device,
+        )
     while True:
         with device_faults(device, f"answering {len(rows)} requests"):
             out = model(
@@ -65,7 +73,7 @@ def greedy(
                 logits_to_keep=1,
             )
             cache = out.past_key_values
-            chosen = out.logits[:, -1].index_fill(1, forbidden, -torch.inf).argmax(-1)
+            chosen = chooser.choose(out.logits[:, -1])
             tokens = chosen.tolist()
         for row, token in zip(rows, tokens, strict=True):
             answers[row].append(token)
@@ -73,7 +81,7 @@ def greedy(
         going = [
             i
             for i, row in enumerate(rows)
-            if tokens[i] not in stop and len(answers[row]) < limits[row]
+            if tokens[i] not in stop and len(answers[row]) < prompts[row].limit
         ]
         if not going:
             return answers
@@ -83,6 +91,7 @@ def greedy(
                 keep = torch.tensor(going, device=device)
                 chosen, attend, positions = chosen[keep], attend[keep], positions[keep]
                 cache.batch_select_indices(keep)
+                chooser.keep(going)
                 rows = [rows[i] for i in going]
             attend = torch.cat([attend, attend.new_ones(len(rows), 1)], dim=1)
             inputs = {"input_ids": chosen[:, None]}

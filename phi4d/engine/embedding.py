@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from phi4d.engine.faults import device_faults
 from phi4d.engine.tiler import Tiles
+from phi4d.job import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +44,7 @@ class Prompt:
     limit: int
     """the most tokens that may be answered, 1 or more"""
     media: Tiles | Clip
+    sampling: Sampling
 
 
 def embed(

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from phi4d.engine.requests import check_requests
-from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request
+from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
 
 BEAT_S = 0.01
 """how often a call that waits at the gate beats"""
@@ -103,7 +103,11 @@ class FakeEngine:
                 text=self.answer(request),
                 prompt_tokens=len(request.prompt.split()) + 1,
                 new_tokens=min(self.tokens, request.max_new_tokens),
-                truncated=self.tokens > request.max_new_tokens,
+                finish_reason=(
+                    FinishReason.LENGTH
+                    if self.tokens > request.max_new_tokens
+                    else FinishReason.STOP
+                ),
             )
             for request in requests
         ]

@@ -5,7 +5,7 @@ crops and clips features, these become embeddings, and the decoder answers. It k
 or queues.
 
 What upstream does wrong is put right in several places; the letters are those of the list in
-``docs/architecture.md``. A to C: ``corrections.py``. E: ``decoding.py``. F, the processor's lost
+``docs/architecture.md``. A to C: ``corrections.py``. E: ``sampling.py``. F, the processor's lost
 chat template: ``tokens.py``. Here:
 
 - D: an answer never carries its row over 4,096 tokens, where the rotary scaling changes.
@@ -26,14 +26,14 @@ import torch
 
 from phi4d.engine import folder as folders
 from phi4d.engine import hub
-from phi4d.engine.decoding import greedy
+from phi4d.engine.decoding import decode
 from phi4d.engine.embedding import Clip, Prompt, embed
 from phi4d.engine.loader import Loaded, load
 from phi4d.engine.requests import check_requests
 from phi4d.engine.tiler import MAX_CROPS, Tiles, tile
 from phi4d.engine.tokens import Tokens
 from phi4d.errors import ConfigError
-from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request
+from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,7 +141,8 @@ class Phi4Engine:
         Raises:
             DeviceError: out of memory, or the device was lost; fewer requests may do.
             ValueError: no requests, requests of different kinds, media of the wrong shape, a limit
-                below 1, or a prompt longer than the model takes (131,072 tokens).
+                below 1, a sampling that is none, or a prompt longer than the model takes (131,072
+                tokens).
             RuntimeError: the engine is closed.
         """
         kind = check_requests(requests)
@@ -179,7 +180,7 @@ class Phi4Engine:
         room = bound + 1 - len(ids)
         if room < 1:
             raise ValueError(f"a prompt of {len(ids)} tokens; the model takes {bound}")
-        return Prompt(place, ids, min(request.max_new_tokens, room), media)
+        return Prompt(place, ids, min(request.max_new_tokens, room), media, request.sampling)
 
     def _answer(
         self, loaded: Loaded, kind: Kind, prompts: list[Prompt], beat: Callable[[], None]
@@ -189,11 +190,11 @@ class Phi4Engine:
             loaded.model.set_adapter(ADAPTER[kind])
             self._adapter = ADAPTER[kind]
         embeds, attend = embed(loaded.model, prompts, beat)
-        answers = greedy(
+        answers = decode(
             loaded.model,
             embeds,
             attend,
-            [prompt.limit for prompt in prompts],
+            prompts,
             stop=self._tokens.stop,
             never=self._tokens.media,
             on_step=beat,
@@ -201,11 +202,12 @@ class Phi4Engine:
         return {prompt.place: answer for prompt, answer in zip(prompts, answers, strict=True)}
 
     def _completion(self, prompt: Prompt, answer: list[int]) -> Completion:
+        ended = answer[-1] in self._tokens.stop
         return Completion(
             text=self._tokens.text(answer),
             prompt_tokens=len(prompt.ids),
             new_tokens=len(answer),
-            truncated=answer[-1] not in self._tokens.stop,
+            finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +14,8 @@ def check_requests(requests: Sequence[Request]) -> Kind:
     """The kind that all requests have.
 
     Raises:
-        ValueError: no requests, requests of different kinds, media of the wrong shape or type, or
-            a limit below one token.
+        ValueError: no requests, requests of different kinds, media of the wrong shape or type, a
+            limit below one token, or a sampling that is none.
     """
     kinds = {request.kind for request in requests}
     if len(kinds) != 1:
@@ -36,4 +37,9 @@ def check_requests(requests: Sequence[Request]) -> Kind:
             )
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: {request.max_new_tokens} is less than 1")
+        sampling = request.sampling
+        if not 0 <= sampling.temperature < math.inf:
+            raise ValueError(f"temperature: {sampling.temperature} is not 0 or more")
+        if not 0 < sampling.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty: {sampling.repetition_penalty} is not above 0")
     return kinds.pop()

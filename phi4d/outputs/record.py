@@ -19,17 +19,26 @@ def render(job: Job, result: Result, now: float) -> bytes:
         result: what came of it.
         now: seconds since the epoch.
     """
+    sampling = result.sampling
     record = {
         "source": job.name,
         "inbox": job.inbox,
         "kind": result.kind.value,
         "text": result.text,
         "segments": [
-            {"start": round(s.start, 3), "end": round(s.end, 3), "text": s.text}
+            {
+                "start": round(s.start, 3),
+                "end": round(s.end, 3),
+                "text": s.text,
+                "finish_reason": s.finish_reason.value,
+            }
             for s in result.segments
         ],
-        "truncated": result.truncated,
+        "finish_reason": result.finish_reason.value,
         "prompt": result.prompt,
+        "temperature": sampling.temperature,
+        "seed": sampling.seed,
+        "repetition_penalty": sampling.repetition_penalty,
         "model": result.model,
         "device": result.device,
         "media": {key: _number(value) for key, value in result.media},
@@ -43,6 +52,10 @@ def render(job: Job, result: Result, now: float) -> bytes:
     }
     if result.kind.value == "image":
         del record["segments"]
+    if sampling.temperature == 0:
+        del record["temperature"], record["seed"]
+    if sampling.repetition_penalty == 1:
+        del record["repetition_penalty"]
     return (json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "replace")
 
 

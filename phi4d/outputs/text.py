@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from phi4d.job import Result
+from phi4d.job import FinishReason, Result, Segment
 
 SUFFIX = b".txt"
+CUT = " […]"
+"""ends a line whose answer was cut at the token limit"""
 
 
 def render(result: Result) -> bytes:
     """The text, UTF-8, with one newline at its end; a recording has a line for each segment."""
-    lines = [segment.text for segment in result.segments] or [result.text]
+    lines = [_marked(answer) for answer in result.segments or [result]]
     return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+
+
+def _marked(answer: Result | Segment) -> str:
+    return answer.text + (CUT if answer.finish_reason is FinishReason.LENGTH else "")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import DeviceError, Stopped
-from phi4d.job import Kind, Request
+from phi4d.job import Kind, Request, Sampling
 
 PICTURE = Request(Kind.IMAGE, "Describe.", np.zeros((480, 640, 3), np.uint8))
 CLIP = Request(Kind.AUDIO, "Transcribe.", np.zeros(51_200, np.float32))
@@ -50,13 +51,13 @@ def test_on_step_is_called_for_each_token():
     beats: list[int] = []
     done = FakeEngine(tokens=5).generate([CLIP], on_step=lambda: beats.append(1))
     assert len(beats) == 5
-    assert (done[0].new_tokens, done[0].truncated) == (5, False)
+    assert (done[0].new_tokens, done[0].finish_reason) == (5, "stop")
 
 
 def test_the_limit_cuts():
     short = Request(Kind.AUDIO, "Transcribe.", CLIP.media, max_new_tokens=2)
     done = FakeEngine(tokens=5).generate([short])
-    assert (done[0].new_tokens, done[0].truncated) == (2, True)
+    assert (done[0].new_tokens, done[0].finish_reason) == (2, "length")
 
 
 def test_what_on_step_raises_ends_the_call():
@@ -136,6 +137,10 @@ def test_closing_opens_the_gate_and_refuses_further_calls():
         ([Request(Kind.AUDIO, "", np.zeros((9, 2), np.float32))], r"\(9, 2\)"),
         ([Request(Kind.AUDIO, "", np.zeros(9, np.float64))], "float64"),
         ([Request(Kind.AUDIO, "", CLIP.media, max_new_tokens=0)], "less than 1"),
+        ([Request(Kind.AUDIO, "", CLIP.media, 9, Sampling(-0.1))], "temperature: -0.1"),
+        ([Request(Kind.AUDIO, "", CLIP.media, 9, Sampling(math.nan))], "temperature: nan"),
+        ([Request(Kind.AUDIO, "", CLIP.media, 9, Sampling(0.0, 0.0))], "repetition_penalty: 0"),
+        ([Request(Kind.AUDIO, "", CLIP.media, 9, Sampling(0.0, math.inf))], "penalty: inf"),
     ],
 )
 def test_refuses_what_the_real_engine_refuses(requests, said):

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from phi4d.engine import Engine, phi4
 from phi4d.engine.phi4 import Phi4Engine
 from phi4d.errors import ConfigError, DeviceError, Stopped
-from phi4d.job import Kind, Request
+from phi4d.job import FinishReason, Kind, Request, Sampling
 
 EXPECTED = json.loads((DEMO / "samples" / "expected.json").read_text())
 PICTURES = [name for name in EXPECTED if name.startswith("shapes-")]
@@ -61,13 +61,14 @@ def test_describes_the_demos_pictures(engine):
 def test_transcribes_the_demos_speech(engine):
     (done,) = engine.generate([Request(Kind.AUDIO, TRANSCRIBE, speech())])
     assert done.text == EXPECTED["digits-16k.wav"]
-    assert not done.truncated
+    assert done.finish_reason is FinishReason.STOP
 
 
 def generated(engine, request, media):
     """The answer of transformers' own generate to one request, with the engine's corrected model.
 
-    ``media`` are the model's arguments; the prompt is written as its documentation has it.
+    ``media`` are the model's arguments; the prompt is written as its documentation has it. It is
+    greedy.
     """
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     place = {Kind.IMAGE: "<|image|>", Kind.AUDIO: "<|audio|>"}[request.kind] * media.pop("count")
@@ -81,6 +82,7 @@ def generated(engine, request, media):
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         max_new_tokens=request.max_new_tokens,
+        repetition_penalty=request.sampling.repetition_penalty,
         **media,
     )
     return tokenizer.decode(out[0, ids.shape[1] :].tolist()).strip()
@@ -99,12 +101,30 @@ def test_a_picture_is_answered_as_by_transformers_own_generate(engine):
         assert engine.generate([request])[0].text == generated(engine, request, media)
 
 
+def heard(engine, request):
+    made = engine._loaded.features(request.media, sampling_rate=16_000, return_tensors="pt")
+    return {"count": int(made["audio_embed_sizes"][0]), **made}
+
+
 @pytest.mark.parametrize("seconds", [1.0, 3.3, 12.0])
 def test_a_clip_is_answered_as_by_transformers_own_generate(engine, seconds):
     request = clip(seconds, max_new_tokens=TOKENS)
-    made = engine._loaded.features(request.media, sampling_rate=16_000, return_tensors="pt")
-    media = {"count": int(made["audio_embed_sizes"][0]), **made}
-    assert engine.generate([request])[0].text == generated(engine, request, media)
+    assert engine.generate([request])[0].text == generated(engine, request, heard(engine, request))
+
+
+@pytest.mark.parametrize("penalty", [0.3, 4.0])
+def test_a_repetition_penalty_is_that_of_transformers_own_generate(engine, penalty):
+    plain = clip(3.3, max_new_tokens=TOKENS)
+    request = dataclasses.replace(plain, sampling=Sampling(repetition_penalty=penalty))
+    (done,) = engine.generate([request])
+    assert done.text == generated(engine, request, heard(engine, request))
+    assert done.text != engine.generate([plain])[0].text
+
+
+def test_a_prompt_over_4096_tokens_is_answered_as_by_transformers_own_generate(engine):
+    request = long_clip(engine, 4200, 9)
+    (done,) = engine.generate([request])
+    assert done.text == generated(engine, request, heard(engine, request))
 
 
 def test_the_prompts_and_the_answers_tokens_are_counted(engine):
@@ -144,9 +164,30 @@ def test_prompts_and_limits_of_ones_own_in_a_batch_equal_one_at_a_time(engine):
     ]
     together = engine.generate(requests)
     assert together == one_at_a_time(engine, requests)
-    assert together[0].truncated
+    assert together[0].finish_reason is FinishReason.LENGTH
     assert together[0].new_tokens == 1
     assert together[2].new_tokens <= 3
+
+
+def test_drawn_tokens_in_a_batch_equal_those_of_one_at_a_time(engine):
+    samplings = [Sampling(0.9, seed=1), Sampling(0.9, seed=2), Sampling(1.3, 1.2), Sampling()]
+    requests = [
+        dataclasses.replace(clip(seconds, max_new_tokens=TOKENS), sampling=sampling)
+        for seconds, sampling in zip((1.0, 5.0, 41.0, 2.7), samplings, strict=True)
+    ]
+    alone = one_at_a_time(engine, requests)
+    assert engine.generate(requests) == alone
+    assert engine.generate(requests[::-1]) == alone[::-1]
+    greedy = [dataclasses.replace(request, sampling=Sampling()) for request in requests]
+    assert engine.generate(greedy)[:3] != alone[:3]
+
+
+def test_a_picture_is_answered_as_its_seed_draws(engine):
+    first = picture(PICTURES[0], max_new_tokens=TOKENS)
+    asked = [dataclasses.replace(first, sampling=Sampling(2.0, seed=seed)) for seed in range(4)]
+    together = engine.generate([*asked, *asked])
+    assert together[:4] == together[4:] == one_at_a_time(engine, asked)
+    assert len({done.text for done in together}) > 1
 
 
 def test_the_wrong_adapter_answers_otherwise(engine, monkeypatch):
@@ -227,7 +268,7 @@ def test_an_answer_does_not_cross_4096_tokens(endless, tokens, answered):
     (done,) = endless.generate([long_clip(endless, tokens, 9)])
     assert done.prompt_tokens == tokens
     assert done.new_tokens == answered
-    assert done.truncated
+    assert done.finish_reason is FinishReason.LENGTH
 
 
 def test_a_row_that_reaches_4096_tokens_leaves_the_others_alone(endless):
@@ -262,10 +303,12 @@ def test_media_ids_are_never_answered(engine, monkeypatch):
         "forward",
         lambda x: head(x).index_fill(-1, torch.tensor([IMAGE_ID, AUDIO_ID]), 1e9),
     )
-    (done,) = engine.generate([clip(1.0)])
-    assert done.new_tokens >= 1
+    drawn = dataclasses.replace(clip(1.0, max_new_tokens=TOKENS), sampling=Sampling(1.0, 1.2))
+    asked = [clip(1.0), drawn]
+    done = engine.generate(asked)
+    assert all(one.new_tokens >= 1 for one in done)
     monkeypatch.undo()
-    assert engine.generate([clip(1.0)]) == [done]
+    assert engine.generate(asked) == done
 
 
 def test_on_step_is_called_for_every_token_and_picture(engine):

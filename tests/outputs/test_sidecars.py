@@ -7,9 +7,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import phi4d
 from phi4d import outputs
-from phi4d.job import Fingerprint, Job, Kind, Result, Segment
+from phi4d.job import Fingerprint, FinishReason, Job, Kind, Result, Sampling, Segment
 from phi4d.outputs import record, text
 
 JOB = Job(
@@ -40,6 +42,17 @@ def test_a_description_stands_alone() -> None:
     assert text.render(PICTURE) == b"a cat\n"
 
 
+def test_a_cut_line_is_marked() -> None:
+    cut = Segment(0.0, 1.0, "hello wör", FinishReason.LENGTH)
+    result = replace(RESULT, segments=(cut, RESULT.segments[1]), finish_reason=cut.finish_reason)
+    assert text.render(result) == "hello wör […]\nagain\n".encode()
+
+
+def test_a_cut_description_is_marked() -> None:
+    cut = replace(PICTURE, text="one\ntwo", finish_reason=FinishReason.LENGTH)
+    assert text.render(cut) == "one\ntwo […]\n".encode()
+
+
 def test_silence_is_an_empty_transcript() -> None:
     assert text.render(replace(RESULT, text="", segments=())) == b"\n"
 
@@ -56,10 +69,10 @@ def test_the_record_tells_everything() -> None:
         "kind": "audio",
         "text": "hello wörld again",
         "segments": [
-            {"start": 0.0, "end": 1.235, "text": "hello wörld"},
-            {"start": 2.0, "end": 3.0, "text": "again"},
+            {"start": 0.0, "end": 1.235, "text": "hello wörld", "finish_reason": "stop"},
+            {"start": 2.0, "end": 3.0, "text": "again", "finish_reason": "stop"},
         ],
-        "truncated": False,
+        "finish_reason": "stop",
         "prompt": "Transcribe.",
         "model": "fake",
         "device": "cpu",
@@ -78,6 +91,32 @@ def test_a_pictures_record_has_no_segments() -> None:
     found = json.loads(record.render(JOB, PICTURE, 0.0))
     assert "segments" not in found
     assert found["media"] == {"width": 640, "height": 480}
+
+
+def test_the_record_tells_what_was_cut() -> None:
+    cut = Segment(0.0, 1.0, "hello wör", FinishReason.LENGTH)
+    result = replace(RESULT, segments=(cut, RESULT.segments[1]), finish_reason=cut.finish_reason)
+    found = json.loads(record.render(JOB, result, 0.0))
+    assert found["finish_reason"] == "length"
+    assert [s["finish_reason"] for s in found["segments"]] == ["length", "stop"]
+    assert found["segments"][0]["text"] == "hello wör"  # the mark is the plain sidecar's alone
+
+
+@pytest.mark.parametrize(
+    ("sampling", "told"),
+    [
+        (Sampling(seed=5), {}),
+        (Sampling(0.7, seed=5), {"temperature": 0.7, "seed": 5}),
+        (Sampling(repetition_penalty=1.2), {"repetition_penalty": 1.2}),
+        (Sampling(0.7, 1.2), {"temperature": 0.7, "seed": 0, "repetition_penalty": 1.2}),
+    ],
+)
+def test_the_record_tells_what_made_the_choice_of_tokens(
+    sampling: Sampling, told: dict[str, float]
+) -> None:
+    found = json.loads(record.render(JOB, replace(PICTURE, sampling=sampling), 0.0))
+    keys = {"temperature", "seed", "repetition_penalty"}
+    assert {key: found[key] for key in keys & found.keys()} == told
 
 
 def test_both_are_written_below_the_outbox(tmp_path: Path) -> None:

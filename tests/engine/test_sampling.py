@@ -1,0 +1,127 @@
+"""The choice of the next token, on logits that are made up."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from phi4d.engine.sampling import Chooser
+from phi4d.job import GREEDY, Sampling
+
+VOCABULARY = 50
+NEVER = {7, 11}
+
+
+def chooser(*samplings, prompts=None, vocabulary=VOCABULARY, never=NEVER):
+    prompts = prompts or [[1]] * len(samplings)
+    return Chooser(samplings, prompts, never=never, vocabulary=vocabulary, device="cpu")
+
+
+def steps(rows, count=12, seed=0):
+    """Logits of some steps, positive and negative: (count, rows, vocabulary)."""
+    return 3 * torch.randn(count, rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+
+
+def chosen(it, logits):
+    return [it.choose(step).tolist() for step in logits]
+
+
+def test_by_default_the_likeliest_token_is_chosen():
+    logits = steps(2)
+    allowed = logits.clone()
+    allowed[..., sorted(NEVER)] = -torch.inf
+    assert chosen(chooser(GREEDY, GREEDY), logits) == allowed.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(2.0), Sampling(repetition_penalty=0.1), Sampling(1.0, 3.0)]
+)
+def test_what_is_never_to_be_chosen_is_not_even_where_it_is_likeliest(sampling):
+    logits = steps(1, 200)
+    logits[..., sorted(NEVER)] = 1e9
+    tokens = chosen(chooser(sampling, prompts=[sorted(NEVER)]), logits)
+    assert not {token for (token,) in tokens} & NEVER
+
+
+def test_the_repetition_penalty_is_transformers_own():
+    penalties = (1.0, 1.3, 0.7)
+    prompts = [[1, 2, 2, 30], [3, 49], [0, *range(20, 40)]]
+    it = chooser(*(Sampling(repetition_penalty=p) for p in penalties), prompts=prompts, never=())
+    ids = [torch.tensor([prompt]) for prompt in prompts]
+    answers = []
+    for logits in steps(3):
+        expected = []
+        for row, penalty in enumerate(penalties):
+            scores = RepetitionPenaltyLogitsProcessor(penalty)(ids[row], logits[row : row + 1])
+            expected.append(int(scores.argmax()))
+            ids[row] = torch.cat([ids[row], torch.tensor([[expected[-1]]])], dim=1)
+        answers.append(it.choose(logits).tolist())
+        assert answers[-1] == expected
+    assert answers != chosen(chooser(GREEDY, GREEDY, GREEDY, never=()), steps(3))
+
+
+def test_the_repetition_penalty_keeps_to_its_rows_when_one_leaves():
+    samplings = [Sampling(repetition_penalty=p) for p in (2.0, 1.0, 5.0)]
+    together, alone = chooser(*samplings), chooser(samplings[2])
+    logits = steps(3)
+    for step in logits[:6]:
+        assert together.choose(step)[2] == alone.choose(step[2:])[0]
+    together.keep([2, 1])
+    for step in logits[6:]:
+        assert together.choose(step[[2, 1]])[0] == alone.choose(step[2:])[0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_as_often_as_softmax_says(temperature):
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, 1.5]])
+    shares = (logits[0].index_fill(0, torch.tensor([4]), -torch.inf) / temperature).softmax(0)
+    it = chooser(Sampling(temperature, seed=3), vocabulary=5, never=[4])
+    draws = 10_000
+    counts = Counter(int(it.choose(logits)) for _ in range(draws))
+    for token, share in enumerate(shares.tolist()):
+        # five standard deviations of a binomial count
+        assert abs(counts[token] - draws * share) <= 5 * (draws * share * (1 - share)) ** 0.5
+
+
+def test_a_seed_draws_the_same_again_and_another_seed_otherwise():
+    logits = steps(1)
+    tokens = [chosen(chooser(Sampling(1.0, seed=seed)), logits) for seed in (5, 5, 6)]
+    assert tokens[0] == tokens[1]
+    assert tokens[0] != tokens[2]
+
+
+def test_a_row_is_drawn_alone_as_in_a_batch_that_others_leave():
+    samplings = [Sampling(1.0, seed=1), GREEDY, Sampling(1.5, 1.2, seed=2), Sampling(0.3, seed=1)]
+    logits = steps(4)
+    alone = [
+        [row for (row,) in chosen(chooser(sampling), logits[:, row : row + 1])]
+        for row, sampling in enumerate(samplings)
+    ]
+    together = chooser(*samplings)
+    first = chosen(together, logits[:6])
+    together.keep([1, 2])
+    rest = chosen(together, logits[6:, [1, 2]])
+    assert list(zip(*first, strict=True)) == [tuple(row[:6]) for row in alone]
+    assert list(zip(*rest, strict=True)) == [tuple(alone[row][6:]) for row in (1, 2)]
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-6])
+def test_the_lowest_temperatures_take_the_likeliest(temperature):
+    logits = steps(1)
+    assert chosen(chooser(Sampling(temperature)), logits) == chosen(chooser(GREEDY), logits)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(repetition_penalty=1.7)])
+def test_logits_in_half_precision_are_reckoned_with_in_float32(sampling):
+    logits = steps(1).bfloat16()
+    assert chosen(chooser(sampling), logits) == chosen(chooser(sampling), logits.float())
+
+
+def test_the_penalty_comes_before_the_draw():
+    logits = torch.tensor([[40.0, 20.0]])  # the difference is beyond what a draw can turn
+    for penalty, token in [(1.0, 0), (1e6, 1)]:
+        it = chooser(Sampling(1.0, penalty), prompts=[[0]], vocabulary=2, never=())
+        assert int(it.choose(logits)) == token
