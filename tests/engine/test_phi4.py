@@ -411,7 +411,7 @@ def test_is_an_engine_by_name_and_device(engine):
 
 
 def test_a_model_from_the_hub_is_named_by_its_id(monkeypatch):
-    monkeypatch.setattr(phi4.folders, "resolve", lambda model, revision, cache_dir: CHECKPOINT)
+    monkeypatch.setattr(phi4.hub, "resolve", lambda model, revision, cache_dir: CHECKPOINT)
     engine = Phi4Engine.load("microsoft/Phi-4-multimodal-instruct")
     assert engine.model == "microsoft/Phi-4-multimodal-instruct"
 
