@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import phi4d
-from phi4d.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, ConfigError, Phi4dError
+from phi4d.errors import (
+    EXIT_CONFIG,
+    EXIT_FAILURE,
+    EXIT_LATER,
+    EXIT_OK,
+    ConfigError,
+    EnvironmentFault,
+    Phi4dError,
+)
 
 if TYPE_CHECKING:
     from phi4d.config import Config
@@ -26,6 +34,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+model_app = typer.Typer(
+    help="Download the model, check it, tell what it is.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(model_app, name="model")
 
 ConfigOption = Annotated[
     Path | None,
@@ -51,6 +66,20 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:0,cuda:1 …")
+]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help='Hub id, folder, or "demo"; default: model_path of the configuration.',
+        show_default=False,
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit on the hub.")
+]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloaded models are.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log in detail.")]
 
@@ -210,6 +239,56 @@ def demo(
     from phi4d import trial
 
     raise typer.Exit(trial.run(folder or Path("phi4d-demo")))
+
+
+@model_app.command()
+def pull(
+    model: ModelArgument = None,
+    revision: RevisionOption = None,
+    cache_dir: CacheOption = None,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Download what is not here yet of the model, and check it. Goes on where it was stopped."""
+    with _Refusals():
+        settled = _model_config(config, config_file, settings, model, revision, cache_dir)
+        from phi4d import model as models
+
+        try:
+            models.pull(settled, typer.echo)
+        except EnvironmentFault as fault:
+            typer.echo(f"phi4d: {fault}", err=True)
+            raise typer.Exit(EXIT_LATER) from None
+
+
+@model_app.command()
+def check(
+    model: ModelArgument = None,
+    revision: RevisionOption = None,
+    cache_dir: CacheOption = None,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """See that the model's files are there, whole, and fit together; without loading it."""
+    with _Refusals():
+        settled = _model_config(config, config_file, settings, model, revision, cache_dir)
+        from phi4d import model as models
+
+        models.check(settled, typer.echo)
+
+
+def _model_config(
+    config: Path | None,
+    config_file: Path | None,
+    settings: list[str] | None,
+    model: str | None,
+    revision: str | None,
+    cache_dir: Path | None,
+) -> Config:
+    named = {"model_path": model, "revision": revision, "cache_dir": cache_dir}
+    return _load(config, config_file, _options(settings, **named))
 
 
 def _options(settings: list[str] | None, **named: Any) -> dict[str, Any]:

@@ -275,7 +275,8 @@ def load(
 
     try:
         for path in [config] if config else [SYSTEM_FILE, user_file()]:
-            if config or path.exists():
+            # one that may not even be looked at, as with another user's HOME, counts as none
+            if config or os.path.exists(path):
                 layer(str(path), _read_toml(path))
         if config_file:
             layer(str(config_file), _read_json(config_file))

@@ -66,7 +66,7 @@ def run(folder: Path) -> int:
     where = _programs()
     console.print(
         "\nTo go on with the real model, which is Microsoft's and some 11 GB:\n"
-        f"  {where}hf download microsoft/Phi-4-multimodal-instruct --revision refs/pr/70\n"
+        f"  {where}phi4d model pull\n"
         f"  {where}phi4d run --inbox ~/inbox --outbox ~/outbox"
     )
     return 0 if answered and code == 0 else 1

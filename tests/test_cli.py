@@ -51,7 +51,7 @@ class TestHelp:
     def test_it_names_every_command(self) -> None:
         done = call("--help")
         assert done.returncode == 0
-        for command in ("run", "process", "status", "demo"):
+        for command in ("run", "process", "status", "demo", "model"):
             assert command in done.stdout
 
     def test_without_a_command_it_helps(self) -> None:
@@ -93,7 +93,7 @@ class TestRefusals:
             "--set", f"state_dir={tmp_path / 'state'}", "--set", f"cache_dir={tmp_path / 'cache'}",
         )  # fmt: skip
         assert done.returncode == os.EX_CONFIG
-        assert "hf download microsoft/Phi-4-multimodal-instruct" in done.stderr
+        assert f"phi4d model pull --cache-dir {tmp_path / 'cache'}" in done.stderr
 
     @pytest.mark.parametrize(
         ("words", "complaint"),
@@ -211,7 +211,7 @@ class TestDemo:
         for name in EXPECTED:
             assert re.search(rf"^{re.escape(name)} +\w", done.stdout, re.MULTILINE), done.stdout
             assert (tmp_path / "demo/outbox" / f"{name}.txt").exists()
-        assert "microsoft/Phi-4-multimodal-instruct" in done.stdout
+        assert "phi4d model pull" in done.stdout
 
     def test_its_commands_can_be_copied(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -53,6 +53,13 @@ class TestSources:
         assert settled.batch_size == 3
         assert settled.model_path == "/m"
 
+    def test_a_users_file_that_may_not_be_looked_at_counts_as_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # as when a service's user has the HOME of root, whom tests may run as: he may look anywhere
+        monkeypatch.setattr(config, "user_file", lambda: tmp_path / ("x" * 300))
+        assert load(tmp_path).batch_size == 8
+
     def test_a_file_that_is_named_takes_the_place_of_both(self, tmp_path: Path) -> None:
         (tmp_path / "etc.toml").write_text("batch_size = 2\n")
         assert load(tmp_path, "max_new_tokens = 9\n").batch_size == 8

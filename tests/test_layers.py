@@ -22,7 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"inbox", "store", "scheduler", "media", "engine", "outputs", "status", "task"}),
     frozenset({"worker"}),
     frozenset({"daemon"}),
-    frozenset({"oneshot", "trial"}),
+    frozenset({"oneshot", "trial", "model"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -180,7 +180,8 @@ def test_the_command_line_is_light_to_import():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["run", "--help"], ["process", "--help"]]
+    "arguments",
+    [["--help"], ["--version"], ["run", "--help"], ["process", "--help"], ["model", "--help"]],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]):
     assert loaded_by(*arguments) & (HEAVY | {"watchdog", "httpx"}) == set()

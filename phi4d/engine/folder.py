@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phi4d.engine.hub import HUB_ID, download_command
 from phi4d.errors import ConfigError
 
 ADAPTERS = {"vision": "vision-lora", "speech": "speech-lora"}
@@ -20,6 +19,7 @@ PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json")
 """either says how media are prepared: the first nested, the second, older one flat"""
 ORIGINAL_TYPE = "phi4mm"
 """what the original, remote-code layout calls itself"""
+_PULL = "phi4d model pull --revision refs/pr/70"
 
 
 def check(folder: Path) -> None:
@@ -77,8 +77,8 @@ def _folder_fault(folder: Path) -> str | None:
     """Why a folder is no Phi-4-multimodal at all, if it is none; the rest is then not looked at."""
     if not folder.exists():
         return (
-            f"{folder}: no such folder. Give the folder of a downloaded model, or {HUB_ID} after: "
-            f"{download_command()}"
+            f"{folder}: no such folder. Give the folder of a downloaded model, or download one: "
+            f"{_PULL}"
         )
     if not folder.is_dir():
         return f"{folder}: not a folder. Give the folder that holds config.json"
@@ -87,14 +87,14 @@ def _folder_fault(folder: Path) -> str | None:
     except (OSError, ValueError) as error:
         if (folder / "config.json").exists():
             return f"{folder}/config.json: cannot be read ({error}). Download the model again"
-        return f"{folder}: no config.json, so not a model. Download one: {download_command()}"
+        return f"{folder}: no config.json, so not a model. Download one: {_PULL}"
     if found == MODEL_TYPE:
         return None
     if found == ORIGINAL_TYPE:
         what = f"{folder}/config.json: model_type {found!r} is the original, remote-code layout"
     else:
         what = f"{folder}/config.json: model_type is {found!r}, expected {MODEL_TYPE!r}"
-    return f"{what}. Download the converted layout with: {download_command()}"
+    return f"{what}. Download the converted layout with: {_PULL}"
 
 
 def _adapter_faults(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from enginekit import CHECKPOINT, edit
 from phi4d.engine import folder as folders
 from phi4d.errors import ConfigError
 
-DOWNLOAD = "hf download microsoft/Phi-4-multimodal-instruct --revision refs/pr/70"
+DOWNLOAD = "phi4d model pull --revision refs/pr/70"
 
 
 def faults(folder):
