@@ -13,8 +13,9 @@ from phi4d import demo
 from phi4d.config import Config
 from phi4d.engine import folder as folders
 from phi4d.engine import hub
-from phi4d.engine.pull import Progress, Pulled, size
+from phi4d.engine.pull import Progress, Pulled
 from phi4d.engine.pull import pull as download
+from phi4d.engine.remote import size
 
 
 def find(config: Config) -> Path:

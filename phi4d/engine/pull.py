@@ -1,8 +1,7 @@
 """Gets a model from the Hugging Face hub onto this machine. No torch.
 
-The hub's library tells what there is and who may have it, and its folders are kept as it keeps
-them. The bytes are moved here, because it throws away a file that breaks off:
-``docs/decisions/0003-own-transfer.md``.
+``remote.py`` tells what there is and brings it; here is decided what is needed, and where it goes:
+into folders as the hub's library keeps them (``docs/decisions/0003-own-transfer.md``).
 """
 
 from __future__ import annotations
@@ -11,25 +10,16 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi4d import __version__
 from phi4d.engine import hub
 from phi4d.engine.folder import MODEL_TYPE, ORIGINAL_TYPE
+from phi4d.engine.remote import PAUSE_SECONDS, File, Remote, size
 from phi4d.errors import ConfigError, EnvironmentFault
-
-TRIES = 6
-"""connections in a row that bring nothing, after which a download is given up"""
-PAUSE_SECONDS = 1.0
-"""before the second try; doubles with each"""
-BUSY = {408, 425, 429}
-"""HTTP's codes, of those below 500, that are not the asker's fault"""
 
 Progress = Callable[[str, int, int], None]
 """called with a file's name, the bytes that are here of all files, and the bytes of all files"""
@@ -44,16 +34,6 @@ class Pulled:
     """what came over the network"""
     unasked: str = ""
     """why the hub could not be asked whether there is a newer one; empty if it need not, or was"""
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A file on the hub."""
-
-    name: str
-    size: int
-    digest: str
-    """SHA-256 of a large file, git's SHA-1 of a small one; the hub's library names blobs so"""
 
 
 def pull(
@@ -76,7 +56,7 @@ def pull(
         cache_dir: where to; made if it is missing.
         progress: told of each file and each piece.
         endpoint: address of the hub; None for ``HF_ENDPOINT``, or the usual one.
-        pause_seconds: see `PAUSE_SECONDS`.
+        pause_seconds: see `phi4d.engine.remote.PAUSE_SECONDS`.
 
     Raises:
         ConfigError: there is no such model or revision, it may not be had, or it is another kind
@@ -84,7 +64,7 @@ def pull(
         EnvironmentFault: no network, the hub is down, the disk is full or cannot be written.
     """
     try:
-        return _pull(_Remote(model, endpoint, pause_seconds), revision, cache_dir, progress)
+        return _pull(Remote(model, endpoint, pause_seconds), revision, cache_dir, progress)
     except OSError as error:
         raise EnvironmentFault(
             f"{error.filename or cache_dir}: {error.strerror or error}. Mend it, or give another "
@@ -92,7 +72,7 @@ def pull(
         ) from error
 
 
-def _pull(remote: _Remote, revision: str, cache_dir: Path, progress: Progress | None) -> Pulled:
+def _pull(remote: Remote, revision: str, cache_dir: Path, progress: Progress | None) -> Pulled:
     model = remote.model
     whole = (f for f in hub.snapshots(model, revision, cache_dir) if not hub.missing(f))
     here = next(whole, None)
@@ -115,7 +95,7 @@ class _Download:
     """One model on its way into a cache."""
 
     def __init__(
-        self, remote: _Remote, storage: Path, commit: str, progress: Progress | None
+        self, remote: Remote, storage: Path, commit: str, progress: Progress | None
     ) -> None:
         self._remote = remote
         self._storage = storage
@@ -125,7 +105,7 @@ class _Download:
         self._folder = storage / "snapshots" / commit
         self._here = self._total = self._fetched = 0
 
-    def run(self, revision: str, files: dict[str, _File]) -> Pulled:
+    def run(self, revision: str, files: dict[str, File]) -> Pulled:
         """Download what is needed of a model's files."""
         self._blobs.mkdir(parents=True, exist_ok=True)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +127,7 @@ class _Download:
         _refer(reference, self._commit)
         return Pulled(self._folder, self._fetched)
 
-    def _get(self, file: _File) -> None:
+    def _get(self, file: File) -> None:
         def arrived(count: int) -> None:
             self._here += count
             self._fetched += count
@@ -163,14 +143,14 @@ class _Download:
             part.replace(blob)
         _link(blob, place)
 
-    def _tell(self, file: _File) -> None:
+    def _tell(self, file: File) -> None:
         if self._progress and self._total:
             self._progress(file.name, self._here, self._total)
 
-    def _part(self, file: _File) -> Path:
+    def _part(self, file: File) -> Path:
         return self._blobs / f"{file.digest}.incomplete"
 
-    def _present_bytes(self, file: _File) -> int:
+    def _present_bytes(self, file: File) -> int:
         """How many bytes of a file need not come."""
         if (self._folder / file.name).is_file() or (self._blobs / file.digest).is_file():
             return file.size
@@ -178,7 +158,7 @@ class _Download:
         return min(part.stat().st_size, file.size) if part.exists() else 0
 
 
-def _wanted(model: str, folder: Path, files: dict[str, _File]) -> list[_File]:
+def _wanted(model: str, folder: Path, files: dict[str, File]) -> list[File]:
     """The files to download, from the configuration and the index that are here already."""
     try:
         found = json.loads((folder / hub.CONFIG).read_text("utf-8"))["model_type"]
@@ -206,134 +186,6 @@ def _wanted(model: str, folder: Path, files: dict[str, _File]) -> list[_File]:
     return [files[name] for name in names]
 
 
-class _Remote:
-    """A model on the hub."""
-
-    def __init__(self, model: str, endpoint: str | None, pause_seconds: float) -> None:
-        self.model = model
-        self._endpoint = endpoint
-        self._pause_seconds = pause_seconds
-
-    def list(self, revision: str) -> tuple[str, dict[str, _File]]:
-        """The commit that a revision is now, and its files by name."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
-
-        api = HfApi(self._endpoint, library_name="phi4d", library_version=__version__)
-        with self._faults(revision):
-            try:
-                info = api.model_info(
-                    self.model, revision=revision, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT
-                )
-            except (KeyError, TypeError, json.JSONDecodeError) as error:
-                raise EnvironmentFault(
-                    f"{api.endpoint}: what answers there is not the hub ({error!r}). Look at "
-                    "HF_ENDPOINT, and for a network that wants a login first; then try again"
-                ) from error
-        files = {}
-        for sibling in info.siblings or []:
-            digest = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
-            if sibling.size is not None and re.fullmatch(r"[0-9a-f]{40,64}", digest):
-                files[sibling.rfilename] = _File(sibling.rfilename, sibling.size, digest)
-        return info.sha or revision, files
-
-    def fetch(self, file: _File, commit: str, part: Path, arrived: Callable[[int], None]) -> None:
-        """Bring a file to its full size, from what is there of it.
-
-        Args:
-            file: what to get.
-            commit: of the model.
-            part: where to; stays as it is when the download breaks off.
-            arrived: called with the bytes of each piece; below 0, so many have to come again.
-        """
-        failures = 0
-        part.touch()
-        while (before := part.stat().st_size) != file.size:
-            try:
-                with self._faults(commit):
-                    self._append(file, commit, part, arrived)
-            except EnvironmentFault:
-                failures = 1 if part.stat().st_size > before else failures + 1
-                if failures == TRIES:
-                    raise
-                time.sleep(self._pause_seconds * 2 ** (failures - 1))
-
-    def _append(self, file: _File, commit: str, part: Path, arrived: Callable[[int], None]) -> None:
-        """Ask once for what a file lacks, and write what comes."""
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-        url = hf_hub_url(self.model, file.name, revision=commit, endpoint=self._endpoint)
-        headers = build_hf_headers(library_name="phi4d", library_version=__version__)
-        # Compressed, the bytes would not be those that a range counts.
-        headers |= {"Accept-Encoding": "identity"}
-        have = part.stat().st_size
-        if 0 < have < file.size:
-            headers |= {"Range": f"bytes={have}-"}
-        request = get_session().stream("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT)
-        with request as response, part.open("ab") as target:
-            hf_raise_for_status(response)
-            if response.status_code != 206:  # not the range that was asked for, but the whole
-                arrived(-min(have, file.size))
-                target.truncate(0)
-            for chunk in response.iter_bytes():
-                target.write(chunk)
-                arrived(len(chunk))
-        if (have := part.stat().st_size) != file.size:
-            raise EnvironmentFault(
-                f"{self.model}: {file.name} ended at {size(have)} of {size(file.size)}. Go on with "
-                "the same command"
-            )
-
-    @contextmanager
-    def _faults(self, revision: str) -> Iterator[None]:
-        """What the hub's library raises becomes our own words: what is wrong, and what to do."""
-        from huggingface_hub import constants, errors
-
-        endpoint = self._endpoint or constants.ENDPOINT
-        model = self.model
-        try:
-            yield
-        except errors.HFValidationError as error:
-            raise ConfigError(f"{model}: not the name of a model on the hub: {error}") from error
-        except errors.GatedRepoError as error:
-            raise ConfigError(
-                f"{model}: its owner gives it to those who asked. Ask on {endpoint}/{model}, then "
-                "set HF_TOKEN to a token of the same account"
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise ConfigError(
-                f"{model}: the hub has no such model, or it is private. Look at the name; for a "
-                "private one, set HF_TOKEN to a token that may read it"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise ConfigError(
-                f"{model}: the hub has no revision {revision!r} of it. Give a branch, tag or "
-                f"commit that {endpoint}/{model} lists; {hub.REVISION!r} is the newest"
-            ) from error
-        except errors.OfflineModeIsEnabled as error:
-            raise EnvironmentFault(
-                f"{model}: HF_HUB_OFFLINE is set, so the hub is not asked. Unset it to download"
-            ) from error
-        except errors.HfHubHTTPError as error:
-            code = error.response.status_code
-            said = f"the hub answered {code} {error.response.reason_phrase}"
-            if code >= 500 or code in BUSY:
-                raise EnvironmentFault(f"{model}: {said}. Try again later") from error
-            if code in (401, 403):
-                raise ConfigError(
-                    f"{model}: {said}. Look at the name, and set HF_TOKEN to a valid token that "
-                    "may read it"
-                ) from error
-            raise ConfigError(f"{model}: {said} for revision {revision!r}") from error
-        except errors.HTTPError as error:  # of httpx, or in newer versions of httpx2
-            raise EnvironmentFault(
-                f"{model}: the hub ({endpoint}) cannot be reached: {error}. Look at the network, "
-                "and at HTTPS_PROXY if there is a proxy; then go on with the same command"
-            ) from error
-
-
 @contextmanager
 def _alone(model: str, cache_dir: Path) -> Iterator[None]:
     """See that nobody else downloads the model to the same place."""
@@ -358,7 +210,7 @@ def _expect_room(count: int, cache_dir: Path) -> None:
         )
 
 
-def _verify(part: Path, file: _File) -> None:
+def _verify(part: Path, file: File) -> None:
     """See that what came is what the hub has, and that it is on the disk."""
     with part.open("rb+") as content:
         if len(file.digest) == 64:
@@ -393,8 +245,3 @@ def _refer(reference: Path, commit: str) -> None:
     new = reference.with_name(f"{reference.name}.new")
     new.write_text(commit, "utf-8")
     new.replace(reference)
-
-
-def size(count: int) -> str:
-    """A number of bytes in words: GB are 10^9, MB 10^6."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -10,7 +10,6 @@ import pytest
 from fake_hub import (
     COMMIT,
     ORIGINAL_NEEDED,
-    FakeHub,
     contents,
     digest,
     original_layout,
@@ -19,7 +18,8 @@ from fake_hub import (
 
 from phi4d import demo
 from phi4d.engine import hub as places
-from phi4d.engine.pull import TRIES, pull, size
+from phi4d.engine.pull import pull
+from phi4d.engine.remote import TRIES
 from phi4d.errors import ConfigError, EnvironmentFault
 
 SHARD = "model-00002-of-00002.safetensors"
@@ -195,15 +195,7 @@ class TestAgain:
 
 
 class TestBreakingOff:
-    def test_it_goes_on_in_the_middle_of_a_file(self, hub, tmp_path):
-        hub.break_offs = [(SHARD, 7_000), (SHARD, 5_000)]
-        pulled = get(hub, tmp_path)
-
-        asked = [asked for name, asked in hub.fetched if name == SHARD]
-        assert asked == ["", "bytes=7000-", "bytes=12000-"]
-        assert contents(pulled.folder)[SHARD] == hub.files[SHARD]
-
-    def test_so_does_the_next_call(self, hub, tmp_path):
+    def test_the_next_call_goes_on_in_the_middle_of_a_file(self, hub, tmp_path):
         hub.break_offs = [(SHARD, 7_000)] + [(SHARD, 0)] * (TRIES - 1)
         with pytest.raises(EnvironmentFault, match="go on with the same command"):
             get(hub, tmp_path)
@@ -231,10 +223,6 @@ class TestBreakingOff:
 
         assert contents(pulled.folder)[SHARD] == hub.files[SHARD]
         assert told[-1][1] == told[-1][2]
-
-    def test_connections_that_bring_something_are_not_counted(self, hub, tmp_path):
-        hub.break_offs = [(SHARD, 1_000)] * (2 * TRIES)
-        assert contents(get(hub, tmp_path).folder)[SHARD] == hub.files[SHARD]
 
     def test_what_does_not_fit_its_digest_is_thrown_away(self, hub, tmp_path):
         for name in (SHARD, "tokenizer.json"):
@@ -289,9 +277,6 @@ class TestRoom:
         with pytest.raises(EnvironmentFault, match=f"{tmp_path}/file.*: Not a directory"):
             get(hub, tmp_path / "file" / "cache")
 
-    def test_sizes_in_words(self):
-        assert [size(11_244_000_000), size(99_000_000), size(0)] == ["11.2 GB", "99.0 MB", "0.0 MB"]
-
 
 class TestRefusals:
     def test_a_token_is_sent_and_taken(self, hub, tmp_path, monkeypatch):
@@ -302,50 +287,6 @@ class TestRefusals:
 
         assert get(hub, tmp_path).fetched_bytes > 0
         assert hub.tokens == {"", f"Bearer {TOKEN}"}
-
-    @pytest.mark.parametrize(
-        ("status", "code", "said"),
-        [
-            (401, "RepoNotFound", "no such model, or it is private"),
-            (401, "", r"answered 401 .*HF_TOKEN"),
-            (404, "RepoNotFound", "no such model, or it is private"),
-            (403, "GatedRepo", "gives it to those who asked"),
-            (403, "", r"answered 403 .*HF_TOKEN"),
-            (404, "EntryNotFound", "answered 404"),
-            (400, "", "answered 400"),
-        ],
-    )
-    def test_what_trying_again_does_not_help(self, hub, tmp_path, status, code, said):
-        hub.status, hub.error_code = status, code
-        with pytest.raises(ConfigError, match=said) as caught:
-            get(hub, tmp_path)
-        assert str(caught.value).startswith("org/name: ")
-
-    def test_a_revision_that_there_is_not(self, hub, tmp_path):
-        with pytest.raises(ConfigError, match=r"no revision 'mian' .*'main' is the newest"):
-            get(hub, tmp_path, "mian")
-
-    def test_a_name_that_cannot_be(self, hub, tmp_path):
-        with pytest.raises(ConfigError, match=r"a--b/c: not the name of a model"):
-            pull("a--b/c", "main", tmp_path, endpoint=hub.endpoint)
-
-    @pytest.mark.parametrize("status", [500, 503, 429])
-    def test_a_hub_that_does_not_work(self, hub, tmp_path, status):
-        hub.status = status
-        with pytest.raises(EnvironmentFault, match=f"answered {status} .*Try again later"):
-            get(hub, tmp_path)
-
-    def test_no_network(self, hub, tmp_path):
-        nobody = FakeHub({})
-        nobody.endpoint = "http://127.0.0.1:1"  # where nothing listens
-        with pytest.raises(EnvironmentFault, match=r"127\.0\.0\.1:1\) cannot be reached: ") as told:
-            get(nobody, tmp_path)
-        assert len(str(told.value).splitlines()) == 1
-
-    def test_something_else_that_answers(self, hub, tmp_path):
-        hub.listing = b"<html>Please log in</html>"
-        with pytest.raises(EnvironmentFault, match="is not the hub"):
-            get(hub, tmp_path)
 
     def test_without_a_network_the_copy_that_is_here_stands(self, hub, tmp_path):
         here = get(hub, tmp_path).folder
