@@ -73,12 +73,12 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	@$(PIP) install -qq -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
-# Our tiler is compared with transformers' image processor, which needs torchvision. Beside a CPU
-# torch, torchvision in site-packages breaks `import peft`: it gets a folder of its own, which only
-# that one test puts on its path. torch 2.N goes with torchvision 0.(N + 15).
+# Our tiler and prompts are compared with transformers' processor, which needs torchvision. Beside a
+# CPU torch, torchvision in site-packages breaks `import peft`: it gets a folder of its own, which only
+# these tests put on their path. torch 2.N goes with torchvision 0.(N + 15).
 $(REFERENCE)/.installed: $(VENV)/.installed-test
 	@rm -rf $(REFERENCE)
 	@minor=$$($(BIN)/python -c 'from importlib.metadata import version as v; print(v("torch").split(".")[1])') \
 		&& $(PIP) install -qq --no-deps --target $(REFERENCE) "torchvision==0.$$((minor + 15)).*" \
 		&& touch $@ \
-		|| echo "torchvision cannot be installed; the one test that wants it is skipped"
+		|| echo "torchvision cannot be installed; the few tests that want it are skipped"

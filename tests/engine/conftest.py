@@ -47,6 +47,12 @@ def engine() -> Iterator[Phi4Engine]:
     engine.close()
 
 
+@pytest.fixture(params=["none"])
+def loaded_engine(request: pytest.FixtureRequest, engine: Phi4Engine) -> Phi4Engine:
+    """An engine for each ``quantization`` of the language model."""
+    return {"none": engine}[request.param]
+
+
 @pytest.fixture
 def upstream() -> Phi4MultimodalForCausalLM:
     """The model as transformers loads it: no correction, no adapter."""

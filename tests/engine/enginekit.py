@@ -1,17 +1,22 @@
-"""What the engine's tests share: the demo's model and media, and requests made of them."""
+"""What the engine's tests share: the demo's model and media, requests, the reference processor."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 import wave
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import Phi4MultimodalForCausalLM
 
+from phi4d.engine import Engine
 from phi4d.job import SAMPLE_RATE_HZ, Kind, Request
 
 DEMO = Path(str(resources.files("phi4d.demo")))
@@ -22,6 +27,11 @@ AUDIO_ID: int = _CONFIG["audio_config"]["audio_token_id"]
 STOP_IDS = frozenset(_CONFIG["eos_token_id"])
 DESCRIBE = "Describe."
 TRANSCRIBE = "Transcribe the audio clip into text."
+REFERENCE = Path(sys.prefix) / "reference"
+needs_reference = pytest.mark.skipif(
+    not (REFERENCE / "torchvision").is_dir(),
+    reason=f"the reference processor needs torchvision in {REFERENCE}; `make test` puts it there",
+)
 
 
 def upstream_model(attention: str = "sdpa") -> Phi4MultimodalForCausalLM:
@@ -29,6 +39,11 @@ def upstream_model(attention: str = "sdpa") -> Phi4MultimodalForCausalLM:
         CHECKPOINT, dtype=torch.float32, attn_implementation=attention, local_files_only=True
     )
     return model.eval().requires_grad_(False)
+
+
+def mended(letter: str, correction: str) -> str:
+    """What a test says that finds a fault of upstream no more."""
+    return f"upstream has mended fault {letter}: {correction} can go, and the tests of {letter}"
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -62,3 +77,22 @@ def clip(seconds: float, seed: int = 0, **options: int) -> Request:
     samples = np.resize(speech(), round(seconds * SAMPLE_RATE_HZ))
     hiss = np.random.default_rng(seed).normal(0, 0.02, len(samples))
     return Request(Kind.AUDIO, TRANSCRIBE, (samples + hiss).astype(np.float32), **options)
+
+
+def long_clip(engine: Engine, tokens: int, limit: int) -> Request:
+    """A request whose prompt has exactly that many tokens, most of them words."""
+    request = clip(1.0, max_new_tokens=limit)
+    (bare,) = engine.generate([dataclasses.replace(request, prompt="", max_new_tokens=1)])
+    return dataclasses.replace(request, prompt="." * (tokens - bare.prompt_tokens))
+
+
+def from_reference(script: str, *arguments: object) -> str:
+    """What a script beside this file prints; `REFERENCE` is its first argument."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name(script), REFERENCE, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

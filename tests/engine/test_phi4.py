@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from enginekit import (
-    AUDIO_ID,
     CHECKPOINT,
     DEMO,
     DESCRIBE,
-    IMAGE_ID,
     TRANSCRIBE,
     clip,
+    long_clip,
     noise,
     picture,
     speech,
@@ -133,25 +132,30 @@ def test_the_prompts_and_the_answers_tokens_are_counted(engine):
     assert done.new_tokens > len(done.text.split())  # a word is a token or more; and the end
 
 
-def test_clips_of_different_lengths_in_a_batch_equal_one_at_a_time(engine):
-    lengths = (0.3, 1.0, 2.7, 5.0, 5.01, 12.0)
+@pytest.fixture
+def tokens_for_text(loaded_engine, monkeypatch):
+    """The engine with the ids of its answers in place of their words."""
+    monkeypatch.setattr(loaded_engine._tokens, "text", list)
+    return loaded_engine
+
+
+def test_clips_in_a_batch_equal_one_at_a_time_token_for_token(tokens_for_text):
+    lengths = (0.3, 1.0, 2.7, 5.01, 39.99, 41.0, 80.0, 95.0)
     clips = [clip(length, seed, max_new_tokens=TOKENS) for seed, length in enumerate(lengths)]
-    alone = one_at_a_time(engine, clips)
-    assert engine.generate(clips) == alone
-    assert engine.generate(clips[::-1]) == alone[::-1]
-    assert len({done.text for done in alone}) > 1
+    alone = one_at_a_time(tokens_for_text, clips)
+    assert tokens_for_text.generate(clips) == alone
+    assert tokens_for_text.generate(clips[::-1]) == alone[::-1]
+    assert len({tuple(done.text) for done in alone}) > 1
 
 
-def test_clips_over_40_seconds_in_a_batch_equal_one_at_a_time(engine):
-    lengths = (1.0, 41.0, 39.99, 95.0, 80.0)
-    clips = [clip(length, seed, max_new_tokens=TOKENS) for seed, length in enumerate(lengths)]
-    assert engine.generate(clips) == one_at_a_time(engine, clips)
-
-
-def test_pictures_of_different_sizes_in_a_batch_equal_one_at_a_time(engine):
-    pictures = [picture(name, max_new_tokens=TOKENS) for name in PICTURES]
-    pictures += [noise(90, 700, max_new_tokens=TOKENS), noise(5, 5, 1, max_new_tokens=TOKENS)]
-    assert engine.generate(pictures) == one_at_a_time(engine, pictures)
+def test_pictures_in_a_batch_equal_one_at_a_time_token_for_token(tokens_for_text):
+    sizes = [(600, 900), (448, 448), (1080, 1920), (1024, 1024), (90, 700), (5, 5)]
+    pictures = [noise(*size, seed, max_new_tokens=TOKENS) for seed, size in enumerate(sizes)]
+    pictures += [picture(name, max_new_tokens=TOKENS) for name in PICTURES[:2]]
+    alone = one_at_a_time(tokens_for_text, pictures)
+    assert tokens_for_text.generate(pictures) == alone
+    assert tokens_for_text.generate(pictures[::-1]) == alone[::-1]
+    assert len({tuple(done.text) for done in alone}) > 1
 
 
 def test_prompts_and_limits_of_ones_own_in_a_batch_equal_one_at_a_time(engine):
@@ -249,66 +253,12 @@ def test_the_words_cannot_inject_media_or_roles(engine, words):
     assert together[0].prompt_tokens - bare.prompt_tokens > 3 * words.count("|>")
 
 
-def long_clip(engine, tokens, limit):
-    """A request whose prompt has exactly that many tokens, most of them words."""
-    request = clip(1.0, max_new_tokens=limit)
-    (bare,) = engine.generate([dataclasses.replace(asks(request, ""), max_new_tokens=1)])
-    return asks(request, "." * (tokens - bare.prompt_tokens))
-
-
-@pytest.fixture
-def endless(engine, monkeypatch):
-    """The engine without an end to its answers but their limits."""
-    monkeypatch.setattr(engine._tokens, "stop", frozenset())
-    return engine
-
-
-@pytest.mark.parametrize(("tokens", "answered"), [(4090, 7), (4096, 1), (4097, 9), (4000, 9)])
-def test_an_answer_does_not_cross_4096_tokens(endless, tokens, answered):
-    (done,) = endless.generate([long_clip(endless, tokens, 9)])
-    assert done.prompt_tokens == tokens
-    assert done.new_tokens == answered
-    assert done.finish_reason is FinishReason.LENGTH
-
-
-def test_a_row_that_reaches_4096_tokens_leaves_the_others_alone(endless):
-    requests = [long_clip(endless, 4094, 9), clip(2.0, max_new_tokens=20)]
-    together = endless.generate(requests)
-    assert together == one_at_a_time(endless, requests)
-    assert [done.new_tokens for done in together] == [3, 20]
-
-
-def test_prompts_over_4096_tokens_in_a_batch_equal_one_at_a_time(endless):
-    requests = [clip(2.0, max_new_tokens=TOKENS), long_clip(endless, 4200, 9), clip(1.0, 1)]
-    requests[2] = dataclasses.replace(requests[2], max_new_tokens=5)
-    together = endless.generate(requests)
-    assert together == one_at_a_time(endless, requests)
-    assert [done.new_tokens for done in together] == [TOKENS, 9, 5]
-
-
 def test_a_prompt_longer_than_the_model_takes_is_refused(engine, monkeypatch):
     monkeypatch.setattr(
         engine, "_loaded", dataclasses.replace(engine._loaded, short_tokens=20, longest_tokens=30)
     )
     with pytest.raises(ValueError, match="the model takes 30"):
         engine.generate([clip(3.0)])
-
-
-def test_media_ids_are_never_answered(engine, monkeypatch):
-    """Even where the model likes them best."""
-    model = engine._loaded.model
-    head = model.lm_head.forward
-    monkeypatch.setattr(
-        model.lm_head,
-        "forward",
-        lambda x: head(x).index_fill(-1, torch.tensor([IMAGE_ID, AUDIO_ID]), 1e9),
-    )
-    drawn = dataclasses.replace(clip(1.0, max_new_tokens=TOKENS), sampling=Sampling(1.0, 1.2))
-    asked = [clip(1.0), drawn]
-    done = engine.generate(asked)
-    assert all(one.new_tokens >= 1 for one in done)
-    monkeypatch.undo()
-    assert engine.generate(asked) == done
 
 
 def test_on_step_is_called_for_every_token_and_picture(engine):
@@ -356,7 +306,6 @@ def test_too_little_memory_is_a_device_error_and_no_more(engine, monkeypatch, pa
     "requests",
     [
         [],
-        [noise(9, 9), clip(0.5)],
         [Request(Kind.AUDIO, "", np.zeros(9))],
         [Request(Kind.IMAGE, "", np.zeros((9, 9), np.uint8))],
     ],
