@@ -42,26 +42,44 @@ STATUS_SECONDS = 5.0
 def make_engines(config: Config) -> Iterator[Engine]:
     """Load the model on each device that the configuration asks for, one after the other."""
     from phi4d.engine import devices, folder, hub
+    from phi4d.engine.placement import wants_gpus
+    from phi4d.engine.plan import Size, Wishes, plan
 
     is_demo = config.model_path == demo.MODEL_PATH
     model = str(demo.CHECKPOINT) if is_demo else config.model_path
     # a model that is missing is told at once, not after the seconds that importing torch takes
-    folder.check(hub.resolve(model, config.revision, config.cache_dir))
-    names = devices.choose(
+    where = hub.resolve(model, config.revision, config.cache_dir)
+    folder.check(where)
+    wishes = Wishes(
         config.device,
-        devices.probe(),
-        force_cpu=config.force_cpu,
-        disable_parallel=config.disable_parallel,
-        multi_gpu_threshold_gb=config.multi_gpu_threshold_gb,
+        config.force_cpu,
+        config.disable_parallel,
+        config.multi_gpu_threshold_gb,
+        # the toy was trained for float32
+        "float32" if is_demo and config.dtype == "auto" else config.dtype,
+        attention="sdpa",
+        quantization="none",
+        merge_adapters="never",
+        offload="never",
+    )
+    # the published weights take two bytes each; which are whose makes no difference unquantized
+    weights = sum(file.stat().st_size for file in where.rglob("*.safetensors")) // 2
+    slots = plan(
+        devices.probe() if wants_gpus(wishes) else [],
+        devices.cpu(),
+        Size(weights, 0, 0, 0, 0, cache_per_token=65_536),
+        wishes,
+        devices.installed(),
     )
     from phi4d.engine.phi4 import Phi4Engine
 
-    for device in names:
-        log.info("loading %s on %s", config.model_path, device)
+    for slot in slots:
+        log.info("loading %s on %s: %s", config.model_path, slot.device, slot.why)
         yield Phi4Engine.load(
             model,
             name=demo.NAME if is_demo else None,
-            device=device,
+            device=slot.device,
+            dtype=slot.dtype,
             revision=config.revision,
             cache_dir=config.cache_dir,
             user_prompt=config.user_prompt,

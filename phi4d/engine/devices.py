@@ -1,91 +1,106 @@
-"""Which devices get an engine. A pure choice over what was found, and the finding of it.
-
-Nothing here loads a model. torch is imported only to look for GPUs.
-"""
+"""What this machine has to load a model on. torch is imported only to look for GPUs."""
 
 from __future__ import annotations
 
+import importlib.util
+import platform
 import re
-from collections.abc import Sequence
+from pathlib import Path
 
-from phi4d.errors import ConfigError
+from phi4d.engine.plan import Device
+from phi4d.engine.rungs import BFLOAT16_CAPABILITY, PACKAGES
 
-GB = 1e9
-"""bytes; GPUs are sold and reported in decimal gigabytes"""
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""of /proc/cpuinfo: the first two of x86's, the last of ARM's; each multiplies bfloat16 matrices.
+AVX-512 alone, or AVX2, would widen every number to float32 first"""
 
 
-def probe() -> list[tuple[str, int]]:
-    """The GPUs of this machine: (name, free bytes), in CUDA's order; empty without any."""
+def probe() -> list[Device]:
+    """The GPUs of this machine in CUDA's order; empty without any.
+
+    Asking for a GPU's free memory makes a CUDA context there, of some hundred MB.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return []
-    return [
-        (f"cuda:{index}", torch.cuda.mem_get_info(index)[0])
-        for index in range(torch.cuda.device_count())
-    ]
+    driver = _text(Path("/sys/module/nvidia/version")).strip()
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        capability = (properties.major, properties.minor)
+        found.append(
+            Device(
+                f"cuda:{index}",
+                product=properties.name,
+                total_bytes=total,
+                free_bytes=free,
+                capability=capability,
+                bfloat16=capability >= BFLOAT16_CAPABILITY,
+                driver=driver,
+            )
+        )
+    return found
 
 
-def choose(
-    device: str,
-    found: Sequence[tuple[str, int]],
-    *,
-    force_cpu: bool = False,
-    disable_parallel: bool = False,
-    multi_gpu_threshold_gb: float = 8.0,
-) -> list[str]:
-    """The devices to load an engine on, one name for each engine.
+def cpu(root: Path = Path("/")) -> Device:
+    """The CPU, with main memory: what the kernel calls available, or less by a cgroup's limit.
 
     Args:
-        device: ``auto`` takes the GPUs, or the CPU where there is none; ``cuda`` the GPUs; ``cpu``
-            the CPU; a list such as ``cuda:0,cuda:2`` or ``cpu,cpu`` exactly these, a name that
-            stands twice getting two engines.
-        found: from `probe`.
-        force_cpu: use the CPU in place of any GPU.
-        disable_parallel: one engine only: on the GPU with most free memory, or the first named.
-        multi_gpu_threshold_gb: free memory in 10⁹ bytes that a GPU must have to get an engine of
-            its own. It is asked of GPUs that ``auto`` and ``cuda`` find, and not of the one with
-            most: that one is used whatever it has, so that a crowded GPU is reported rather than
-            replaced by the CPU in silence.
-
-    Raises:
-        ConfigError: a name that is none, or a GPU that is not there.
+        root: where ``/proc`` and ``/sys`` are.
     """
-    names = [name.strip().lower() for name in device.split(",")]
-    if names in (["auto"], ["cuda"]):
-        chosen = [] if force_cpu else _gpus(found, multi_gpu_threshold_gb * GB, disable_parallel)
-        if not chosen and names == ["cuda"] and not force_cpu:
-            raise ConfigError(
-                "device: 'cuda' was asked for, but torch finds no GPU. Check nvidia-smi and that "
-                "torch was installed with CUDA, or set device to 'auto' or 'cpu'"
-            )
-        return chosen or ["cpu"]
-    if faults := [fault for name in names if (fault := _fault(name, found, force_cpu))]:
-        raise ConfigError(*faults)
-    if force_cpu:
-        names = ["cpu"] * max(1, names.count("cpu"))
-    return names[:1] if disable_parallel else names
+    facts = _text(root / "proc/cpuinfo")
+    product = re.search(r"^model name\s*:\s*(.+)", facts, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)", facts, re.MULTILINE)
+    memory = {
+        key: int(kib) * 1024
+        for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.M)
+    }
+    total, free = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
+    for limit, used in _cgroups(root):
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return Device(
+        "cpu",
+        product=product[1].strip() if product else platform.machine(),
+        total_bytes=total,
+        free_bytes=free,
+        bfloat16=bool(_BFLOAT16_FLAGS & set(flags[1].split() if flags else ())),
+    )
 
 
-def _gpus(found: Sequence[tuple[str, int]], least: float, one: bool) -> list[str]:
-    if not found:
+def installed() -> frozenset[str]:
+    """Which of the optional packages that a plan asks for are there; none is imported."""
+    return frozenset(name for name in PACKAGES if importlib.util.find_spec(name))
+
+
+def _cgroups(root: Path) -> list[tuple[int, int]]:
+    """(limit, used) in bytes, for this process's cgroup and all above it that have a limit.
+
+    Of cgroup v2: https://docs.kernel.org/admin-guide/cgroup-v2.html. Cached files count as used
+    there, but make room when memory is short; so they are taken off again.
+    """
+    unified = re.search(r"^0::/(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    if not unified:
         return []
-    roomiest, _ = max(found, key=lambda gpu: gpu[1])
-    if one:
-        return [roomiest]
-    return [name for name, free in found if name == roomiest or free >= least]
+    top = root / "sys/fs/cgroup"
+    group = top / unified[1]
+    found = []
+    for folder in [group, *group.parents]:
+        limit = _text(folder / "memory.max").strip()
+        if limit.isdigit():
+            stat = dict(re.findall(r"^(\w+) (\d+)$", _text(folder / "memory.stat"), re.M))
+            files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+            used = int(_text(folder / "memory.current").strip() or 0)
+            found.append((int(limit), max(0, used - files)))
+        if folder == top:
+            break
+    return found
 
 
-def _fault(name: str, found: Sequence[tuple[str, int]], force_cpu: bool) -> str | None:
-    """What is wrong with one name of a list, or None. GPUs need not be there on `force_cpu`."""
-    if name == "cpu":
-        return None
-    if not re.fullmatch(r"cuda:\d+", name):
-        return (
-            f"device: {name!r} is no device. Use 'auto', 'cuda', 'cpu', or a list such as "
-            "'cuda:0,cuda:1'"
-        )
-    if force_cpu or name in {gpu for gpu, _ in found}:
-        return None
-    there = ", ".join(gpu for gpu, _ in found) or "no GPU"
-    return f"device: {name!r} is not there; torch finds {there}"
+def _text(path: Path) -> str:
+    """A file of the kernel's, or nothing where this kernel has none such."""
+    try:
+        return path.read_text("utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,8 +1,27 @@
-"""What to load where: a pure plan from devices, the model's size and wishes. No torch, no I/O."""
+"""What to load where: a pure plan from devices, the model's size and wishes. No torch, no I/O.
+
+A slot takes the first of its device's rungs whose weights leave room to work in.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from phi4d.engine.placement import finds_its_own, place
+from phi4d.engine.rungs import (
+    BYTES,
+    QUANTIZED_CAPABILITY,
+    Rung,
+    dtypes,
+    flash_lacks,
+    quantized_lacks,
+    rungs_of,
+)
+from phi4d.errors import ConfigError
+
+LAYERS_AT_LEAST = 16
+"""of a language model that is offloaded layer by layer; the published one has 32"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +91,233 @@ class Slot:
     """0, or: at most so many bytes of weights stay on the device, the rest in main memory"""
     needs_bytes: int = 0
     """what the weights will take on the device"""
+    room_bytes: int = 0
+    """what is left to work in beside them: context, activations, cache"""
+    main_bytes: int = 0
+    """of weights that are offloaded to main memory"""
     why: str = ""
     """the choices in words, for the log and `phi4d doctor`"""
+
+
+def plan(
+    devices: Sequence[Device], cpu: Device, size: Size, wishes: Wishes, installed: Collection[str]
+) -> list[Slot]:
+    """How the model is loaded, slot by slot.
+
+    Devices that were named must all do. GPUs that ``auto`` or ``cuda`` found are left out if they
+    have too little memory and another has enough. Slots on one device share its free memory.
+
+    Args:
+        devices: the GPUs, in CUDA's order; needed only if `placement.wants_gpus`.
+        cpu: the CPU, with main memory.
+        size: of the model.
+        wishes: the configuration.
+        installed: which of `PACKAGES` are there.
+
+    Raises:
+        ConfigError: with every fault: a device that is not there, a wish that cannot be had on a
+            device, or no room, with what each rung would have needed.
+    """
+    names, faults = place(devices, wishes)
+    faults += _contradictions(wishes)
+    at_hand = {device.name: device for device in (*devices, cpu)}
+    counts: dict[Device, int] = {}
+    for device in [at_hand[name] for name in dict.fromkeys(names)]:
+        out_of_reach = list(_out_of_reach(device, wishes, installed))
+        faults += out_of_reach
+        if not out_of_reach:
+            counts[device] = names.count(device.name)
+
+    rungs = {device: rungs_of(device, size, wishes, installed) for device in counts}
+    slots: dict[str, Slot] = {}
+    for device, count in counts.items():
+        if slot := _resident(device, count, rungs[device], wishes, installed):
+            slots[device.name] = slot
+    crowded = [device for device in counts if device.name not in slots]
+    if not (slots and finds_its_own(wishes)):
+        main = cpu.free_bytes
+        if "cpu" in slots:
+            main -= counts[cpu] * (slots["cpu"].needs_bytes + slots["cpu"].room_bytes)
+        refusals = []
+        for device in crowded:
+            count = counts[device]
+            offer = _offloaded(device, count, main, size, rungs[device], wishes, installed)
+            if isinstance(offer, Slot):
+                slots[device.name] = offer
+                main -= count * offer.main_bytes
+            else:
+                refusals.append(_no_room(device, count, rungs[device], offer, wishes))
+        if not (slots and finds_its_own(wishes)):
+            faults += refusals
+    if faults:
+        raise ConfigError(*faults)
+    return _told_of_the_left_out([slots[name] for name in names if name in slots], crowded)
+
+
+def _told_of_the_left_out(slots: list[Slot], crowded: Sequence[Device]) -> list[Slot]:
+    """The slots, the first of which says which GPUs have none."""
+    used = {slot.device for slot in slots}
+    left_out = [
+        f"{gpu.name} ({_gb(gpu.free_bytes)} GB free)" for gpu in crowded if gpu.name not in used
+    ]
+    if left_out:
+        why = f"{slots[0].why}; without {', '.join(left_out)}, which is too little"
+        slots[0] = replace(slots[0], why=why)
+    return slots
+
+
+def _contradictions(wishes: Wishes) -> list[str]:
+    if wishes.merge_adapters == "always" and wishes.quantization in QUANTIZED_CAPABILITY:
+        return [
+            f"merge_adapters: 'always' does not go with quantization {wishes.quantization!r}: "
+            "adapters are merged into unquantized weights alone. Set merge_adapters or "
+            "quantization to 'auto'"
+        ]
+    return []
+
+
+def _out_of_reach(device: Device, wishes: Wishes, installed: Collection[str]) -> Iterator[str]:
+    """Faults of wishes that a device cannot have, whatever its memory."""
+    if wishes.attention == "flash_attention_2":
+        reasons = flash_lacks(device, dtypes(device, wishes)[0], installed)
+        if reasons:
+            yield (
+                f"attention: 'flash_attention_2' cannot be had on {device.name}: "
+                f"{'; '.join(reasons)}. Set attention to 'auto' or 'sdpa'"
+            )
+    lacks = quantized_lacks(device, wishes.quantization, installed)
+    if lacks:
+        yield (
+            f"quantization: {wishes.quantization!r} cannot be had on {device.name}: {lacks}. "
+            "Set quantization to 'auto'"
+        )
+
+
+def _resident(
+    device: Device,
+    count: int,
+    rungs: Sequence[Rung],
+    wishes: Wishes,
+    installed: Collection[str],
+) -> Slot | None:
+    """A slot that holds all weights on its device, which `count` such slots share, if one fits."""
+    able = [rung for rung in rungs if not rung.lacks]
+    smallest = min(able, key=lambda rung: rung.weights)
+    for rung, room in [*((rung, rung.comfortable) for rung in able), (smallest, smallest.tight)]:
+        if _fits(rung, room, device, count):
+            why = f"{rung}: {_gb(rung.weights)} of {_free(device, count)}"
+            if room < rung.comfortable:
+                why += "; little room to work in, so large pictures may get fewer crops"
+            return _slot(device, rung, room, why, wishes, installed)
+    return None
+
+
+def _fits(rung: Rung, room: int, device: Device, count: int) -> bool:
+    own = rung.weights - rung.mapped + room
+    return rung.mapped + count * own <= device.free_bytes
+
+
+def _offloaded(
+    device: Device,
+    count: int,
+    main: int,
+    size: Size,
+    rungs: Sequence[Rung],
+    wishes: Wishes,
+    installed: Collection[str],
+) -> Slot | str:
+    """A slot that leaves weights in main memory, of which `main` bytes are free; or why not."""
+    rung = next((rung for rung in rungs if rung.quantization == "none" and not rung.merged), None)
+    if device.capability is None or rung is None:
+        return ""
+    if wishes.offload == "never":
+        return "offload is 'never'"
+    if "accelerate" not in installed:
+        return "offloading wants accelerate, which is not installed (pip install accelerate)"
+    # the language model's layers alone are offloaded, and brought in one by one
+    stay = int((size.embedding + size.towers) * BYTES[rung.dtype])
+    passing = (rung.weights - stay) // LAYERS_AT_LEAST
+    free = device.free_bytes // count - passing
+    room = rung.comfortable if free - rung.comfortable >= stay else rung.tight
+    keep = free - room
+    if keep < stay:
+        return f"offloading wants {_gb(stay + passing + room)} GB there"
+    rest = rung.weights - keep
+    if count * rest > main:
+        return (
+            f"offloading wants {_gb(count * rest)} GB of main memory, of which {_gb(main)} are free"
+        )
+    why = (
+        f"{rung}: at most {_gb(keep)} of {_free(device, count)}, and slowly, because "
+        f"{_gb(rest)} GB of weights wait in main memory"
+    )
+    for other in rungs:
+        if other.lacks and _fits(other, other.tight, device, count):
+            why += f"; {other.quantization} would fit, but {other.lacks}"
+            break
+    slot = _slot(device, rung, room, why, wishes, installed)
+    return replace(
+        slot,
+        needs_bytes=keep,
+        room_bytes=room + passing,
+        offload_bytes=keep,
+        main_bytes=rest,
+    )
+
+
+def _slot(
+    device: Device, rung: Rung, room: int, why: str, wishes: Wishes, installed: Collection[str]
+) -> Slot:
+    attention = wishes.attention
+    if attention == "auto":
+        lacks = flash_lacks(device, rung.dtype, installed)
+        attention = "sdpa" if lacks else "flash_attention_2"
+    return Slot(
+        device.name,
+        dtype=rung.dtype,
+        attention=attention,
+        quantization=rung.quantization,
+        merged=rung.merged,
+        needs_bytes=rung.weights,
+        room_bytes=room,
+        why=why,
+    )
+
+
+def _no_room(
+    device: Device, count: int, rungs: Sequence[Rung], no_offload: str, wishes: Wishes
+) -> str:
+    """The refusal of a device on which no rung fits."""
+    smallest = min((rung for rung in rungs if not rung.lacks), key=lambda rung: rung.weights)
+    wanted = [
+        f"{rung.quantization}: {rung.lacks}"
+        if rung.lacks
+        else f"{rung}: {_gb(rung.weights + rung.comfortable)} GB"
+        for rung in rungs
+    ]
+    wanted.append(
+        f"{smallest}, for small pictures and clips alone: "
+        f"{_gb(smallest.weights + smallest.tight)} GB"
+    )
+    wanted += [no_offload] if no_offload else []
+    narrow = [key for key in ("quantization", "offload") if getattr(wishes, key) != "auto"]
+    narrow += ["merge_adapters"] if wishes.merge_adapters == "always" else []
+    narrow += ["dtype"] if wishes.dtype == "float32" else []
+    advice = [f"set {' and '.join(narrow)} to 'auto'"] if narrow else []
+    if device.capability is None:
+        advice.append("close other programs, or add memory")
+    else:
+        advice.append("free some of it (nvidia-smi shows who has it), or set device to 'cpu'")
+    return (
+        f"device: {device.name} ({device.product}) has {_free(device, count)}, too little for the "
+        f"model. It wants {'; '.join(dict.fromkeys(wanted))}. What helps: {', '.join(advice)}"
+    )
+
+
+def _free(device: Device, count: int) -> str:
+    free = f"{_gb(device.free_bytes)} GB free"
+    return free if count == 1 else f"{free}, shared by {count} slots"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f}"

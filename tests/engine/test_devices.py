@@ -1,80 +1,18 @@
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from phi4d.engine import devices
-from phi4d.errors import ConfigError
+from phi4d.engine.plan import Device
 
 GB = 10**9
-TWO_GPUS = [("cuda:0", 20 * GB), ("cuda:1", 40 * GB)]
-CROWDED = [("cuda:0", 3 * GB), ("cuda:1", 24 * GB), ("cuda:2", 8 * GB)]
-
-
-@pytest.mark.parametrize(
-    ("device", "found", "options", "chosen"),
-    [
-        ("auto", [], {}, ["cpu"]),
-        ("auto", TWO_GPUS, {}, ["cuda:0", "cuda:1"]),
-        ("AUTO ", TWO_GPUS, {}, ["cuda:0", "cuda:1"]),
-        ("auto", CROWDED, {}, ["cuda:1", "cuda:2"]),
-        ("auto", CROWDED, {"multi_gpu_threshold_gb": 2.5}, ["cuda:0", "cuda:1", "cuda:2"]),
-        ("auto", CROWDED, {"multi_gpu_threshold_gb": 100}, ["cuda:1"]),
-        ("auto", [("cuda:0", 1 * GB)], {}, ["cuda:0"]),
-        ("auto", TWO_GPUS, {"disable_parallel": True}, ["cuda:1"]),
-        ("auto", TWO_GPUS, {"force_cpu": True}, ["cpu"]),
-        ("cuda", TWO_GPUS, {}, ["cuda:0", "cuda:1"]),
-        ("cuda", TWO_GPUS, {"force_cpu": True}, ["cpu"]),
-        ("cuda", [], {"force_cpu": True}, ["cpu"]),
-        ("cpu", TWO_GPUS, {}, ["cpu"]),
-        ("cpu,cpu", [], {}, ["cpu", "cpu"]),
-        ("cpu,cpu", [], {"force_cpu": True}, ["cpu", "cpu"]),
-        ("cpu,cpu", [], {"disable_parallel": True}, ["cpu"]),
-        ("cuda:0", CROWDED, {}, ["cuda:0"]),  # who names a GPU means it
-        ("cuda:2, cuda:0", CROWDED, {}, ["cuda:2", "cuda:0"]),
-        ("cuda:1,cuda:1", TWO_GPUS, {}, ["cuda:1", "cuda:1"]),
-        ("cuda:0,cpu", TWO_GPUS, {}, ["cuda:0", "cpu"]),
-        ("cuda:0,cpu", TWO_GPUS, {"force_cpu": True}, ["cpu"]),
-        ("cuda:0,cuda:1", [], {"force_cpu": True}, ["cpu"]),
-        ("cuda:1,cuda:0", TWO_GPUS, {"disable_parallel": True}, ["cuda:1"]),
-    ],
-)
-def test_choice(device, found, options, chosen):
-    assert devices.choose(device, found, **options) == chosen
-
-
-@pytest.mark.parametrize(
-    ("device", "found", "said"),
-    [
-        ("cuda", [], "finds no GPU"),
-        ("cuda:3", TWO_GPUS, "'cuda:3' is not there; torch finds cuda:0, cuda:1"),
-        ("cuda:0", [], "torch finds no GPU"),
-        ("gpu", TWO_GPUS, "'gpu' is no device"),
-        ("", TWO_GPUS, "'' is no device"),
-        ("cuda:0,", TWO_GPUS, "'' is no device"),
-        ("cuda:0,auto", TWO_GPUS, "'auto' is no device"),
-        ("0,1", TWO_GPUS, "'0' is no device"),
-        ("cuda:-1", TWO_GPUS, "'cuda:-1' is no device"),
-        ("mps", [], "'mps' is no device"),
-    ],
-)
-def test_refusal_says_what_is_wrong(device, found, said):
-    with pytest.raises(ConfigError, match="device: ") as caught:
-        devices.choose(device, found)
-    assert said in str(caught.value)
-
-
-def test_refusal_lists_every_wrong_name():
-    with pytest.raises(ConfigError) as caught:
-        devices.choose("cuda:7,gpu,cpu", TWO_GPUS)
-    assert len(caught.value.faults) == 2
-
-
-def test_a_bad_name_is_refused_on_force_cpu_too():
-    with pytest.raises(ConfigError, match="'gpu' is no device"):
-        devices.choose("gpu", [], force_cpu=True)
+MIB = 1 << 20
 
 
 def test_probe_without_a_gpu_finds_none(monkeypatch):
@@ -82,17 +20,110 @@ def test_probe_without_a_gpu_finds_none(monkeypatch):
     assert devices.probe() == []
 
 
-def test_probe_asks_each_gpu_for_its_free_memory(monkeypatch):
+def test_probe_tells_what_each_gpu_is_and_has(monkeypatch):
+    kinds = [
+        SimpleNamespace(name="Tesla T4", major=7, minor=5),
+        SimpleNamespace(name="NVIDIA A100", major=8, minor=0),
+    ]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: kinds[index])
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: ((5 + index) * GB, 80 * GB))
-    assert devices.probe() == [("cuda:0", 5 * GB), ("cuda:1", 6 * GB)]
+    monkeypatch.setattr(devices, "_text", lambda path: "550.54.15\n")
+
+    assert devices.probe() == [
+        Device("cuda:0", "Tesla T4", 80 * GB, 5 * GB, (7, 5), False, "550.54.15"),
+        Device("cuda:1", "NVIDIA A100", 80 * GB, 6 * GB, (8, 0), True, "550.54.15"),
+    ]
+
+
+def machine(root: Path, **files: str) -> Path:
+    """Files of /proc and /sys below a folder; ``__`` stands for a slash."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+X86 = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)\nflags\t\t: fpu avx512f{}\n\nprocessor\t: 1\n"
+MEMORY = "MemTotal:       16384 kB\nMemFree:         1024 kB\nMemAvailable:    8192 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("facts", "product", "bfloat16"),
+    [
+        (X86.format(""), "Intel(R) Xeon(R)", False),
+        (X86.format(" avx512_bf16"), "Intel(R) Xeon(R)", True),
+        (X86.format(" amx_bf16"), "Intel(R) Xeon(R)", True),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", platform.machine(), True),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", platform.machine(), False),
+        ("", platform.machine(), False),
+    ],
+)
+def test_the_cpu_and_whether_it_has_bfloat16(tmp_path, facts, product, bfloat16):
+    root = machine(tmp_path, proc__cpuinfo=facts, proc__meminfo=MEMORY)
+
+    assert devices.cpu(root) == Device("cpu", product, 16 * MIB, 8 * MIB, None, bfloat16)
+
+
+CGROUP = {"proc__cpuinfo": "", "proc__meminfo": MEMORY, "proc__self__cgroup": "0::/a/b\n"}
+STAT = "anon 1\ninactive_file 524288\nactive_file 524288\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "total", "free"),
+    [
+        ({}, 16, 8),
+        ({"a/b/memory.max": "max\n"}, 16, 8),
+        ({"a/b/memory.max": str(4 * MIB), "a/b/memory.current": str(MIB)}, 4, 3),
+        # cached files make room when it is short
+        (
+            {
+                "a/b/memory.max": str(4 * MIB),
+                "a/b/memory.current": str(2 * MIB),
+                "a/b/memory.stat": STAT,
+            },
+            4,
+            3,
+        ),
+        ({"a/memory.max": str(4 * MIB), "a/memory.current": str(5 * MIB)}, 4, 0),
+        ({"a/b/memory.max": str(64 * MIB), "a/b/memory.current": "0"}, 16, 8),
+    ],
+)
+def test_a_cgroup_s_limit_counts_where_it_is_lower(tmp_path, files, total, free):
+    root = machine(tmp_path, **CGROUP)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    found = devices.cpu(root)
+
+    assert (found.total_bytes / MIB, found.free_bytes / MIB) == (total, free)
+
+
+def test_this_machine_s_own_cpu():
+    found = devices.cpu()
+
+    assert found.name == "cpu"
+    assert found.product
+    assert 0 < found.free_bytes < found.total_bytes
+
+
+def test_packages_are_found_without_being_imported(tmp_path, monkeypatch):
+    (tmp_path / "flash_attn.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert "flash_attn" in devices.installed()
 
 
 def test_what_the_command_line_may_import_loads_neither_torch_nor_transformers():
     code = (
-        "import sys, phi4d.engine, phi4d.engine.fake, phi4d.engine.devices, phi4d.engine.folder\n"
-        "heavy = {'torch', 'transformers', 'peft', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import sys, phi4d.engine, phi4d.engine.fake, phi4d.engine.folder\n"
+        "from phi4d.engine import devices, plan\n"
+        "devices.cpu(), devices.installed()\n"
+        "heavy = {'torch', 'transformers', 'peft', 'huggingface_hub', 'accelerate'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
