@@ -9,17 +9,22 @@ torch and sets it to one thread.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from phi4d.errors import EnvironmentFault
 from phi4d.job import SAMPLE_RATE_HZ, Piece
+
+# From 1.29 on it would tell its maker what it is used for, and phi4d opens no connection. The
+# variable is in its Privacy.md, and counts only before the import.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime  # type: ignore[import-untyped]
 
 Samples: TypeAlias = NDArray[np.float32]
 Probabilities: TypeAlias = NDArray[np.float32]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -331,3 +333,16 @@ def test_a_missing_model_names_the_package(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(speech.importlib.util, "find_spec", find)
     with pytest.raises(EnvironmentFault, match=r"silero-vad 6\.2\.3"):
         speech.SpeechModel()
+
+
+def test_the_runtime_tells_its_maker_nothing(tmp_path):
+    # from 1.29 on it makes a device's id and a queue of events below the home folder to send them
+    code = "from phi4d.media.speech import SpeechModel; SpeechModel()"
+    # on a machine of continuous integration it is silent of its own accord
+    environ = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD")}
+    environ |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
+    environ.pop("ORT_DISABLE_TELEMETRY", None)
+
+    subprocess.run([sys.executable, "-c", code], check=True, env=environ)
+
+    assert list(tmp_path.rglob("*")) == []
