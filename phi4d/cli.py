@@ -230,6 +230,28 @@ def status(
 
 
 @app.command()
+def doctor(
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    model_path: ModelOption = None,
+    device: DeviceOption = None,
+    settings: SetOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a list of {check, status, found, advice}.")
+    ] = False,
+) -> None:
+    """Look at machine, configuration, model and folders; tell what to mend.
+
+    It changes nothing and loads no model. Run it as the user that phi4d runs as. Each line is ok,
+    warn or fail, with what to do; the exit code is 1 if one fails.
+    """
+    options = _options(settings, model_path=model_path, device=device)
+    from phi4d import doctor as examination
+
+    raise typer.Exit(examination.run(lambda: _load(config, config_file, options), as_json=as_json))
+
+
+@app.command()
 def demo(
     folder: Annotated[
         Path | None, typer.Argument(metavar="FOLDER", help="Where; default: ./phi4d-demo.")

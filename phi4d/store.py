@@ -20,6 +20,7 @@ from typing import Any, Self
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Job, Kind, State
 
+SQLITE_VERSION = sqlite3.sqlite_version_info
 SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE job (

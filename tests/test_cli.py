@@ -51,7 +51,7 @@ class TestHelp:
     def test_it_names_every_command(self) -> None:
         done = call("--help")
         assert done.returncode == 0
-        for command in ("run", "process", "status", "demo", "model"):
+        for command in ("run", "process", "status", "demo", "doctor", "model"):
             assert command in done.stdout
 
     def test_without_a_command_it_helps(self) -> None:

@@ -22,7 +22,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"inbox", "store", "scheduler", "media", "engine", "outputs", "status", "task"}),
     frozenset({"worker"}),
     frozenset({"daemon"}),
-    frozenset({"oneshot", "trial", "model"}),
+    frozenset({"doctor", "oneshot", "trial", "model"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )

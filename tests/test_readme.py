@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import re
@@ -17,6 +18,8 @@ from pydantic_core import PydanticUndefined
 from phi4d import cli, daemon, demo, errors
 from phi4d.config import Config, Inbox, load
 from phi4d.engine import hub
+from phi4d.engine.plan import PUBLISHED, Device, Wishes, plan
+from phi4d.engine.rungs import PACKAGES
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 OLD_KEYS = {
@@ -119,13 +122,38 @@ def test_every_command_and_option_exists():
     group = commands.pop("model").commands
     commands |= {f"model {name}": command for name, command in group.items()}
     lines = re.findall(
-        r"(?:^|[ `/])phi4d ((?:run|process|status|demo|model [a-z]+)\b)([^`\n]*)", README
+        r"(?:^|[ `/])phi4d ((?:run|process|status|demo|doctor|model [a-z]+)\b)([^`\n]*)", README
     )
     assert {name for name, _ in lines} == set(commands)
     for name, rest in lines:
         options = {option for parameter in commands[name].params for option in parameter.opts}
         used = set(re.findall(r"(?<![\w-])--[a-z-]+", rest))
         assert used <= options | {"--help"}, name + rest
+
+
+def test_the_table_of_what_fits_where_is_the_plan_s():
+    rows = re.findall(r"^\| ([\d.]+) \| (.+?) \|", section("What fits where"), re.MULTILINE)
+    cpu = Device("cpu", "CPU", 2 * 10**10, 82 * 10**8)
+    found = []
+    for free, _ in rows:
+        gpu = Device("cuda:0", "GPU", 10**11, int(float(free) * 1e9), (8, 0))
+        less = dataclasses.replace(gpu, free_bytes=gpu.free_bytes - 5 * 10**8)
+        found.append(rung(gpu, cpu))
+        assert rung(less, cpu) != found[-1]  # the number is not too high either
+    assert found == ["merged", "unmerged", "8bit", "4bit", "4bit, tight", "offloaded"]
+
+
+def rung(gpu: Device, cpu: Device) -> str:
+    """What the plan makes of a GPU, in a word."""
+    try:
+        (slot,) = plan([gpu], cpu, PUBLISHED, Wishes(), PACKAGES)
+    except errors.ConfigError:
+        return "refused"
+    if slot.offload_bytes:
+        return "offloaded"
+    if slot.quantization == "none":
+        return "merged" if slot.merged else "unmerged"
+    return slot.quantization + (", tight" if "little room" in slot.why else "")
 
 
 def test_the_answers_shown_are_those_of_the_samples():

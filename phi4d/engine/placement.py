@@ -79,4 +79,4 @@ def _fault(name: str, gpus: Sequence[Device], force_cpu: bool) -> str | None:
     if force_cpu or name in {gpu.name for gpu in gpus}:
         return None
     there = ", ".join(gpu.name for gpu in gpus) or "no GPU"
-    return f"device: {name!r} is not there; torch finds {there}"
+    return f"device: {name!r} is not there; torch finds {there}. Name one of these, or set 'auto'"

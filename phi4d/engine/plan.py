@@ -59,6 +59,19 @@ class Size:
     """numbers in the key and value cache for each token: 2 x layers x KV heads x head size"""
 
 
+PUBLISHED = Size(
+    language=3_221_225_472,
+    embedding=614_596_608,
+    towers=908_000_000,
+    vision_adapter=369_098_752,
+    speech_adapter=461_373_440,
+    cache_per_token=65_536,
+)
+"""Phi-4-multimodal-instruct, for who wants a plan before it is downloaded. From its configuration:
+layers 32 x (5120 x 3072 + 3072 x 3072 + 16384 x 3072 + 3072 x 8192), embedding 200064 x 3072,
+adapters of rank 256 and 320; the towers are rounded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """The configuration's keys that the plan asks; each as in `phi4d.config.Config`."""

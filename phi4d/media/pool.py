@@ -1,7 +1,8 @@
 """The decode pool: keeps decode processes warm, lends them out, and replaces them.
 
 This is the media room's door: the rest of phi4d calls nothing else in it but
-`phi4d.media.probe.kind_of`. It must not import a codec; those live in the processes.
+`phi4d.media.probe.kind_of`, and `phi4d doctor` asks `phi4d.media.codecs`. It must not import a
+codec; those live in the processes.
 
 Each process gets its requests and answers over a socket of its own, and has the read end of a
 pipe as standard input whose write end only this process holds: when this process dies, however it
