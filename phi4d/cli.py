@@ -242,8 +242,8 @@ def doctor(
 ) -> None:
     """Look at machine, configuration, model and folders; tell what to mend.
 
-    It changes nothing and loads no model. Run it as the user that phi4d runs as. Each line is ok,
-    warn or fail, with what to do; the exit code is 1 if one fails.
+    Changes nothing, loads no model. Run it as the user that phi4d runs as. Exit code 1 if a line
+    says fail.
     """
     options = _options(settings, model_path=model_path, device=device)
     from phi4d import doctor as examination
