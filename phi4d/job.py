@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE_HZ = 16_000
 """Rate of all audio inside phi4d: the model's feature extractor takes no other."""
+CROP_PX = 448
+"""Side of the squares that pictures are cut into: the model's vision tower takes no other."""
 
 
 class Kind(StrEnum):
@@ -90,6 +92,8 @@ class Job:
     """how often it was started and not finished, this time included"""
     crashes: int = 0
     """how many decode processes died on it"""
+    deaths: int = 0
+    """how often a device was lost while it answered for this job and for no other"""
 
     @property
     def name(self) -> str:
@@ -150,6 +154,8 @@ class Request:
     """as in `Piece.media`"""
     max_new_tokens: int = 512
     sampling: Sampling = GREEDY
+    max_crops: int | None = None
+    """at most so many crops for this picture; None = the model's own"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,3 +200,5 @@ class Result:
     """wall-clock time from claim to answer"""
     media: tuple[tuple[str, float], ...] = ()
     """facts of the source, e.g. (("width", 640), ("height", 480)) or (("duration", 3.2),)"""
+    reduced: str = ""
+    """what the model was given less of than usual, and why; empty: nothing"""

@@ -7,10 +7,11 @@ change of a job is compare-and-set on its state, and durable when the call retur
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Job, Kind, State
 
 SQLITE_VERSION = sqlite3.sqlite_version_info
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE job (
     id         INTEGER PRIMARY KEY,
@@ -40,6 +41,7 @@ CREATE TABLE job (
     added      REAL    NOT NULL,            -- seconds since the epoch, like the next two
     started    REAL,
     finished   REAL,
+    deaths     INTEGER NOT NULL DEFAULT 0,  -- devices lost while it alone was answered for
     UNIQUE (inbox, path, inode, size, mtime_ns)
 ) STRICT;
 CREATE INDEX job_waiting ON job (id) WHERE state = 'queued';
@@ -47,8 +49,11 @@ CREATE INDEX job_running ON job (id) WHERE state = 'running';
 CREATE INDEX job_state ON job (inbox, state);
 CREATE INDEX job_failed ON job (finished) WHERE state = 'failed';
 """
+MIGRATIONS = {1: "ALTER TABLE job ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;"}
+"""what makes the next version of a store of this version"""
 ADD_ROWS = 2_000  # rows a transaction; a million files then take some 10 s
 _COLUMNS = "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes"
+_ALL_COLUMNS = _COLUMNS + ", deaths"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,11 @@ class Store:
         self._lock = threading.Lock()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._prepare(path)
+            try:
+                self._prepare(path)
+            except BaseException:
+                self._db.close()
+                raise
         except sqlite3.Error as error:
             raise ConfigError(
                 f"{path}: the store cannot be opened: {error}; expected a writable folder and a "
@@ -95,8 +104,14 @@ class Store:
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
             )
-        elif version != SCHEMA_VERSION:
-            self._db.close()
+            return
+        while version in MIGRATIONS:
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {MIGRATIONS[version]}"
+                f" PRAGMA user_version = {version + 1}; COMMIT;"
+            )
+            version += 1
+        if version != SCHEMA_VERSION:
             raise ConfigError(
                 f"{path}: the store has version {version}; this phi4d knows {SCHEMA_VERSION}: "
                 "install the newer phi4d again, or move the file away to begin anew"
@@ -160,7 +175,8 @@ class Store:
             "INSERT INTO job (inbox, path, kind, inode, size, mtime_ns, state, added)"
             " VALUES (?, ?, ?, ?, ?, ?, 'queued', ?)"
             # a version that had gone and is back was never finished
-            " ON CONFLICT DO UPDATE SET state = 'queued', attempts = 0, crashes = 0, added = ?"
+            " ON CONFLICT DO UPDATE SET state = 'queued', attempts = 0, crashes = 0,"
+            " deaths = 0, added = ?"
             " WHERE state = 'dropped' RETURNING id",
             (
                 a.inbox,
@@ -182,18 +198,25 @@ class Store:
             )
         return len(added)
 
-    def waiting(self, limit: int, inboxes: Sequence[str]) -> list[Job]:
+    def waiting(
+        self, limit: int, inboxes: Sequence[str], without: Collection[int] = ()
+    ) -> list[Job]:
         """The oldest queued jobs of some inboxes; a look, not a claim.
 
         Jobs of other inboxes, which pause or are configured no more, do not stand in the way.
+
+        Args:
+            limit: how many at most.
+            inboxes: their names.
+            without: ids of jobs to pass over; they do not count towards the limit.
         """
         # the + keeps SQLite from taking the index by inbox, and then sorting what it found
         marks = ",".join("?" * len(inboxes))
         with self._lock:
             rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM job WHERE state = 'queued'"
-                f" AND +inbox IN ({marks}) ORDER BY id LIMIT ?",
-                (*inboxes, limit),
+                f"SELECT {_ALL_COLUMNS} FROM job WHERE state = 'queued' AND +inbox IN ({marks})"
+                " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?",
+                (*inboxes, json.dumps(list(without)), limit),
             ).fetchall()
         return [_job(row) for row in rows]
 
@@ -208,7 +231,7 @@ class Store:
             rows = db.execute(
                 "UPDATE job SET state = 'running', attempts = attempts + 1, device = ?,"
                 f" started = ? WHERE state = 'queued' AND id IN ({marks})"
-                f" RETURNING {_COLUMNS}",
+                f" RETURNING {_ALL_COLUMNS}",
                 (device, self._clock(), *ids),
             ).fetchall()
         return sorted((_job(row) for row in rows), key=lambda job: job.id)
@@ -234,19 +257,20 @@ class Store:
             )
         return cursor.rowcount == 1
 
-    def requeue(self, job: Job, *, count: bool, crashed: bool = False) -> bool:
+    def requeue(self, job: Job, *, count: bool, crashed: bool = False, died: bool = False) -> bool:
         """Put a running job back.
 
         Args:
             job: the job.
             count: whether the attempt counts; not when the job was merely interrupted.
             crashed: whether a decode process died on it.
+            died: whether the device was lost while it answered for this job alone.
         """
         with self._write() as db:
             cursor = db.execute(
-                "UPDATE job SET state = 'queued', attempts = attempts - ?, crashes = crashes + ?"
-                " WHERE id = ? AND state = 'running'",
-                (0 if count else 1, int(crashed), job.id),
+                "UPDATE job SET state = 'queued', attempts = attempts - ?, crashes = crashes + ?,"
+                " deaths = deaths + ? WHERE id = ? AND state = 'running'",
+                (0 if count else 1, int(crashed), int(died), job.id),
             )
         return cursor.rowcount == 1
 
@@ -258,7 +282,7 @@ class Store:
         """
         with self._write() as db:
             rows = db.execute(
-                "UPDATE job SET state = 'queued' WHERE state = 'running' RETURNING " + _COLUMNS
+                "UPDATE job SET state = 'queued' WHERE state = 'running' RETURNING " + _ALL_COLUMNS
             ).fetchall()
         return [_job(row) for row in rows]
 
@@ -308,7 +332,11 @@ class Reader:
             return _counts(self._db)
 
     def running(self) -> list[tuple[Job, str, float]]:
-        """What runs: the job, its device, and since when (seconds since the epoch)."""
+        """What runs: the job, its device, and since when (seconds since the epoch).
+
+        Only columns of the first version are read: the daemon may not have been started since an
+        upgrade, and only it changes a store.
+        """
         with self._readable():
             rows = self._db.execute(
                 f"SELECT {_COLUMNS}, device, started FROM job WHERE state = 'running' ORDER BY id"
@@ -350,7 +378,7 @@ def _counts(db: sqlite3.Connection) -> dict[str, dict[State, int]]:
 
 
 def _job(row: Sequence[Any]) -> Job:
-    job_id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes = row
+    job_id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes, *deaths = row
     return Job(
         id=int(job_id),
         inbox=str(inbox),
@@ -359,4 +387,5 @@ def _job(row: Sequence[Any]) -> Job:
         fingerprint=Fingerprint(int(inode), int(size), int(mtime_ns)),
         attempts=int(attempts),
         crashes=int(crashes),
+        deaths=int(deaths[0]) if deaths else 0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,34 @@ from kit import Clock
 
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Kind, State
-from phi4d.store import ADD_ROWS, Reader, Store
+from phi4d.store import ADD_ROWS, SCHEMA_VERSION, Reader, Store
+
+VERSION_1 = """
+CREATE TABLE job (
+    id         INTEGER PRIMARY KEY,
+    inbox      TEXT    NOT NULL,
+    path       BLOB    NOT NULL,
+    kind       TEXT    NOT NULL,
+    inode      INTEGER NOT NULL,
+    size       INTEGER NOT NULL,
+    mtime_ns   INTEGER NOT NULL,
+    state      TEXT    NOT NULL CHECK (state IN ('queued','running','done','failed','dropped')),
+    attempts   INTEGER NOT NULL DEFAULT 0,
+    crashes    INTEGER NOT NULL DEFAULT 0,
+    device     TEXT,
+    fault      TEXT,
+    reason     TEXT,
+    added      REAL    NOT NULL,
+    started    REAL,
+    finished   REAL,
+    UNIQUE (inbox, path, inode, size, mtime_ns)
+) STRICT;
+CREATE INDEX job_waiting ON job (id) WHERE state = 'queued';
+CREATE INDEX job_running ON job (id) WHERE state = 'running';
+CREATE INDEX job_state ON job (inbox, state);
+CREATE INDEX job_failed ON job (finished) WHERE state = 'failed';
+PRAGMA user_version = 1;
+"""
 
 
 def arrival(path: bytes = b"a.jpg", version: int = 1, inbox: str = "in") -> Arrival:
@@ -150,6 +178,11 @@ class TestClaim:
         assert "SCAN job USING" in plan or "SEARCH job USING" in plan
         assert "job_state" not in plan
 
+    def test_jobs_to_pass_over_do_not_count_towards_the_limit(self, store: Store) -> None:
+        store.add([arrival(b"%d" % n) for n in range(1000)])
+        assert [job.id for job in store.waiting(5, ["in"], range(1, 999))] == [999, 1000]
+        assert [job.id for job in store.waiting(1, ["in"], [1])] == [2]
+
 
 class TestEnds:
     def test_each_end_needs_a_running_job(self, store: Store) -> None:
@@ -176,7 +209,11 @@ class TestEnds:
         (job,) = store.claim([1], "cpu")
         assert store.requeue(job, count=count, crashed=True)
         (again,) = store.waiting(1, ["in"])
-        assert (again.attempts, again.crashes) == (attempts, 1)
+        assert (again.attempts, again.crashes, again.deaths) == (attempts, 1, 0)
+        (job,) = store.claim([1], "cpu")
+        assert store.requeue(job, count=count, died=True)
+        (again,) = store.waiting(1, ["in"])
+        assert (again.attempts, again.crashes, again.deaths) == (2 * attempts, 1, 1)
 
     def test_failures_are_told_newest_first(self, store: Store, path: Path, clock: Clock) -> None:
         store.add([arrival(b"a"), arrival(b"b")])
@@ -242,6 +279,44 @@ class TestFile:
         db.close()
         with pytest.raises(ConfigError, match="version 99"):
             Store(path)
+
+    def test_a_store_of_the_first_version_is_brought_up_to_date(self, path: Path) -> None:
+        # given a store that the first version made
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.executescript(VERSION_1)
+            db.execute(
+                "INSERT INTO job (inbox, path, kind, inode, size, mtime_ns, state, attempts,"
+                " device, added, started)"
+                " VALUES ('in', x'61', 'image', 1, 2, 3, 'running', 4, 'cpu', 8, 9)"
+            )
+        # when it is only looked at, it can be read as it is
+        reader = Reader(path)
+        ((running, device, _),) = reader.running()
+        reader.close()
+        assert (running.path, running.attempts, device) == (b"a", 4, "cpu")
+        # when a daemon opens it, and another one later
+        for _ in range(2):
+            with Store(path) as store:
+                store.recover()
+                (job,) = store.waiting(1, ["in"])
+                assert (job.path, job.attempts, job.deaths) == (b"a", 4, 0)
+        # then it is a store like any new one
+        Store(path.with_name("new")).close()
+        found = []
+        for each in (path, path.with_name("new")):
+            with contextlib.closing(sqlite3.connect(each)) as db:
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                found.append((version, db.execute("PRAGMA table_info(job)").fetchall()))
+        assert found[0] == found[1]
+        assert found[0][0] == SCHEMA_VERSION
+
+    def test_a_store_that_cannot_be_brought_up_to_date_is_left_as_it_was(self, path: Path) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.executescript(VERSION_1 + "ALTER TABLE job ADD COLUMN deaths TEXT;")
+        with pytest.raises(ConfigError, match="cannot be opened: duplicate column"):
+            Store(path)
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            assert db.execute("PRAGMA user_version").fetchone() == (1,)
 
     def test_a_full_disk_is_the_surroundings_fault_and_heals(self, store: Store) -> None:
         pages = store._db.execute("PRAGMA page_count").fetchone()[0]
