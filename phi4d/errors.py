@@ -6,7 +6,8 @@ Phi4dError
 │   ├── DecoderDied    the decode process crashed or hung on it: one more try
 │   └── FileChanged    it was not settled: drop this job, a newer one follows
 ├── EnvironmentFault   the disk's, mount's or permission's: pause and resume
-├── DeviceError        the GPU's: shrink the batch, then restart
+├── DeviceError        the GPU's memory is full: ask for less at a time, then give the job up
+│   └── DeviceLost     the GPU failed: put the work back, exit 69, be started again
 └── Stopped            nobody's: the daemon was asked to stop, put the work back
 """
 
@@ -16,6 +17,8 @@ from typing import ClassVar
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
+EXIT_DEVICE = 69
+"""EX_UNAVAILABLE of sysexits.h: a device was lost; a new process may have it again."""
 EXIT_LATER = 75
 """EX_TEMPFAIL of sysexits.h: something waits for its surroundings to be mended."""
 EXIT_CONFIG = 78
@@ -63,9 +66,13 @@ class EnvironmentFault(Phi4dError):
 
 
 class DeviceError(Phi4dError):
-    """The device that holds the model failed: out of memory, or lost."""
+    """The device that holds the model has too little memory for what was asked."""
 
     fault = "device"
+
+
+class DeviceLost(DeviceError):
+    """The device failed, and answers this process no more."""
 
 
 class Stopped(Phi4dError):

@@ -14,6 +14,7 @@ from phi4d import errors
         (errors.FileChanged("x"), "file"),
         (errors.EnvironmentFault("x"), "environment"),
         (errors.DeviceError("x"), "device"),
+        (errors.DeviceLost("x"), "device"),
     ],
 )
 def test_every_error_names_whose_fault_it_is(error: errors.Phi4dError, fault: str) -> None:

@@ -24,6 +24,10 @@ class Engine(Protocol):
     def device(self) -> str:
         """The device, such as ``cuda:0`` or ``cpu``."""
 
+    @property
+    def max_crops(self) -> int:
+        """The most crops that a picture is cut into, if a request does not say fewer."""
+
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
     ) -> list[Completion]:
@@ -37,7 +41,8 @@ class Engine(Protocol):
             One completion a request, in the same order.
 
         Raises:
-            DeviceError: out of memory, or the device was lost; fewer requests may do.
+            DeviceError: out of memory; fewer or smaller requests may do.
+            DeviceLost: the device failed; the engine is of no use any more.
             ValueError: requests of different kinds.
         """
 

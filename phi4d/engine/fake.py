@@ -7,6 +7,8 @@ extends it, with nothing but this in the GPU's place::
     engine.generate([...])  # raises
     engine.generate([...])  # answers
 
+    engine = FakeEngine(capacity=lambda requests: len(requests) <= 2)  # what its memory holds
+
     engine = FakeEngine(gate=threading.Event())
     engine.entered.wait()   # somebody called generate; it stays there, beating,
     engine.gate.set()       # until this
@@ -18,6 +20,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from phi4d.engine.requests import check_requests
+from phi4d.errors import DeviceError
 from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
 
 BEAT_S = 0.01
@@ -34,6 +37,9 @@ class FakeEngine:
         gate: a call waits for it before its first token.
         hung: do not call ``on_step`` while waiting at the gate, as a hung device would not.
         failures: what to raise, by the number of the call, the first being 1.
+        capacity: whether the device's memory holds such a call; it raises `DeviceError` if not.
+            Any call, if none is given.
+        max_crops: the most crops that it would cut a picture into.
         answer: makes a request's text; `describe` if none is given.
 
     Attributes:
@@ -51,14 +57,18 @@ class FakeEngine:
         gate: threading.Event | None = None,
         hung: bool = False,
         failures: Mapping[int, Exception] | None = None,
+        capacity: Callable[[Sequence[Request]], bool] | None = None,
+        max_crops: int = 36,
         answer: Callable[[Request], str] | None = None,
     ) -> None:
         self._model = model
         self._device = device
+        self._max_crops = max_crops
         self.tokens = tokens
         self.gate = gate
         self.hung = hung
         self.failures = dict(failures or {})
+        self.capacity = capacity
         self.answer = answer or describe
         self.calls: list[tuple[Request, ...]] = []
         self.entered = threading.Event()
@@ -75,12 +85,18 @@ class FakeEngine:
         """The device it was given."""
         return self._device
 
+    @property
+    def max_crops(self) -> int:
+        """The number it was given."""
+        return self._max_crops
+
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
     ) -> list[Completion]:
         """Answer each request by `answer`, after the gate and the failure meant for this call.
 
         Raises:
+            DeviceError: its memory does not hold this call.
             ValueError: as the real engine does.
             RuntimeError: the engine is closed.
         """
@@ -96,6 +112,9 @@ class FakeEngine:
             beat()
         if failure is not None:
             raise failure
+        if self.capacity is not None and not self.capacity(requests):
+            n = len(requests)
+            raise DeviceError(f"{self._device}: out of memory while answering {n} requests")
         for _ in range(self.tokens):
             beat()
         return [

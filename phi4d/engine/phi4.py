@@ -28,6 +28,7 @@ from phi4d.engine import folder as folders
 from phi4d.engine import hub
 from phi4d.engine.decoding import decode
 from phi4d.engine.embedding import Clip, Prompt, embed
+from phi4d.engine.faults import give_back
 from phi4d.engine.loader import Loaded, load
 from phi4d.engine.requests import check_requests
 from phi4d.engine.tiler import MAX_CROPS, Tiles, tile
@@ -130,6 +131,11 @@ class Phi4Engine:
         """The device, such as ``cuda:0`` or ``cpu``."""
         return self._device
 
+    @property
+    def max_crops(self) -> int:
+        """The most crops that a picture is cut into, if a request does not say fewer."""
+        return self._max_crops
+
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
     ) -> list[Completion]:
@@ -139,7 +145,8 @@ class Phi4Engine:
         but that of a lost device.
 
         Raises:
-            DeviceError: out of memory, or the device was lost; fewer requests may do.
+            DeviceError: out of memory; fewer or smaller requests may do.
+            DeviceLost: the device failed.
             ValueError: no requests, requests of different kinds, media of the wrong shape, a limit
                 below 1, a sampling that is none, or a prompt longer than the model takes (131,072
                 tokens).
@@ -164,13 +171,15 @@ class Phi4Engine:
         with self._turn:
             self._loaded = None
         gc.collect()  # modules refer to each other in circles
-        if self._device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        give_back(self._device)
 
     def _prompt(self, loaded: Loaded, place: int, request: Request) -> Prompt:
         media: Tiles | Clip
         if request.kind is Kind.IMAGE:
-            media = tile(cast("NDArray[np.uint8]", request.media), self._max_crops)
+            media = tile(
+                cast("NDArray[np.uint8]", request.media),
+                min(self._max_crops, request.max_crops or self._max_crops),
+            )
         else:
             media = _clip(loaded, cast("NDArray[np.float32]", request.media))
         media_id = loaded.image_id if request.kind is Kind.IMAGE else loaded.audio_id

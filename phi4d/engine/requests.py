@@ -15,7 +15,7 @@ def check_requests(requests: Sequence[Request]) -> Kind:
 
     Raises:
         ValueError: no requests, requests of different kinds, media of the wrong shape or type, a
-            limit below one token, or a sampling that is none.
+            limit below one token or one crop, or a sampling that is none.
     """
     kinds = {request.kind for request in requests}
     if len(kinds) != 1:
@@ -42,4 +42,6 @@ def check_requests(requests: Sequence[Request]) -> Kind:
             raise ValueError(f"temperature: {sampling.temperature} is not 0 or more")
         if not 0 < sampling.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty: {sampling.repetition_penalty} is not above 0")
+        if request.max_crops is not None and request.max_crops < 1:
+            raise ValueError(f"max_crops: {request.max_crops} is less than 1")
     return kinds.pop()

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
+from phi4d.job import CROP_PX
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-CROP_PX = 448
 PATCH_PX = 14
 PATCHES = CROP_PX // PATCH_PX
 """patches along a crop's side; the tower halves them, so a crop is 16 by 16 tokens"""

@@ -35,6 +35,7 @@ def render(job: Job, result: Result, now: float) -> bytes:
             for s in result.segments
         ],
         "finish_reason": result.finish_reason.value,
+        **({"reduced": result.reduced} if result.reduced else {}),
         "prompt": result.prompt,
         "temperature": sampling.temperature,
         "seed": sampling.seed,

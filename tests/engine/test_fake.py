@@ -79,6 +79,15 @@ def test_failures_come_at_their_call():
     assert len(engine.calls) == 3
 
 
+def test_a_call_that_its_memory_does_not_hold_fails():
+    engine = FakeEngine(device="cuda:1", capacity=lambda requests: len(requests) < 2, max_crops=5)
+    with pytest.raises(DeviceError, match="cuda:1: out of memory while answering 2 requests"):
+        engine.generate([CLIP, CLIP])
+    assert engine.generate([CLIP])[0].text
+    assert [len(call) for call in engine.calls] == [2, 1]
+    assert engine.max_crops == 5
+
+
 def test_waits_at_the_gate_and_beats():
     engine, beaten = FakeEngine(gate=threading.Event()), threading.Event()
     thread, outcome = in_thread(lambda: engine.generate([CLIP], on_step=beaten.set))
@@ -141,6 +150,7 @@ def test_closing_opens_the_gate_and_refuses_further_calls():
         ([Request(Kind.AUDIO, "", CLIP.media, 9, Sampling(math.nan))], "temperature: nan"),
         ([Request(Kind.AUDIO, "", CLIP.media, 9, Sampling(0.0, 0.0))], "repetition_penalty: 0"),
         ([Request(Kind.AUDIO, "", CLIP.media, 9, Sampling(0.0, math.inf))], "penalty: inf"),
+        ([Request(Kind.IMAGE, "", PICTURE.media, max_crops=0)], "max_crops: 0 is less than 1"),
     ],
 )
 def test_refuses_what_the_real_engine_refuses(requests, said):

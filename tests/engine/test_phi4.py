@@ -371,6 +371,14 @@ def test_fewer_crops_make_shorter_prompts():
     assert done.prompt_tokens == 545 + WORDS
 
 
+def test_a_request_may_ask_for_fewer_crops_but_not_for_more(engine):
+    wide = [noise(900, 900, max_new_tokens=1, max_crops=n) for n in (1, 99)]
+    few, many = engine.generate(wide)
+    assert few.prompt_tokens == 545 + WORDS
+    assert many == engine.generate([noise(900, 900, max_new_tokens=1)])[0]
+    assert engine.max_crops == phi4.folders.max_crops(CHECKPOINT)
+
+
 def test_the_models_own_crops_are_the_default(engine):
     (done,) = engine.generate([noise(900, 900, max_new_tokens=1)])
     most = phi4.folders.max_crops(CHECKPOINT)

@@ -87,6 +87,12 @@ def test_the_record_tells_everything() -> None:
     }
 
 
+def test_a_record_tells_what_was_reduced() -> None:
+    reduced = replace(RESULT, reduced="at most 8 s at a time: device memory")
+    found = json.loads(record.render(JOB, reduced, 0.0))
+    assert found["reduced"] == "at most 8 s at a time: device memory"
+
+
 def test_a_pictures_record_has_no_segments() -> None:
     found = json.loads(record.render(JOB, PICTURE, 0.0))
     assert "segments" not in found
