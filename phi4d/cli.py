@@ -13,10 +13,12 @@ import typer
 import phi4d
 from phi4d.errors import (
     EXIT_CONFIG,
+    EXIT_DEVICE,
     EXIT_FAILURE,
     EXIT_LATER,
     EXIT_OK,
     ConfigError,
+    DeviceLost,
     EnvironmentFault,
     Phi4dError,
 )
@@ -342,7 +344,8 @@ class _Refusals:
             raise typer.Exit(EXIT_CONFIG) from None
         if isinstance(error, Phi4dError):
             typer.echo(f"phi4d: {error}", err=True)
-            raise typer.Exit(EXIT_FAILURE) from None
+            lost = isinstance(error, DeviceLost)
+            raise typer.Exit(EXIT_DEVICE if lost else EXIT_FAILURE) from None
 
 
 def _refuse(words: str) -> NoReturn:

@@ -13,10 +13,12 @@ from phi4d import demo, status
 from phi4d.config import Config
 from phi4d.engine import Engine
 from phi4d.errors import (
+    EXIT_DEVICE,
     EXIT_FAILURE,
     EXIT_LATER,
     EXIT_OK,
     ConfigError,
+    DeviceLost,
     EnvironmentFault,
     Stopped,
 )
@@ -28,6 +30,7 @@ from phi4d.media.probe import kind_of
 from phi4d.notify import notify, watchdog_seconds
 from phi4d.outputs import atomic
 from phi4d.scheduler import Pauses
+from phi4d.slots import Slots
 from phi4d.store import Store
 from phi4d.task import Rule
 from phi4d.worker import Worker
@@ -109,6 +112,7 @@ def make_workers(
     on_result: Callable[[Job, Result | None, str], None] | None,
 ) -> list[Worker]:
     """A worker for each engine, as the configuration has it; none is started."""
+    slots = Slots([engine.device for engine in engines])
     return [
         Worker(
             engine,
@@ -116,6 +120,7 @@ def make_workers(
             pool,
             rules,
             pauses,
+            slots,
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
             sampling=Sampling(config.temperature, config.repetition_penalty, config.seed),
@@ -288,7 +293,8 @@ class Daemon:
         dead = [worker for worker in self._workers if not worker.is_alive()]
         if dead or self._watcher is None or not self._watcher.is_alive():
             log.error("%s ended; phi4d stops", dead[0].name if dead else "the watcher")
-            return EXIT_FAILURE
+            lost = any(isinstance(worker.error, DeviceLost) for worker in dead)
+            return EXIT_DEVICE if lost else EXIT_FAILURE
         self._feed_watchdog(now)
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS

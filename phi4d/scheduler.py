@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from phi4d.job import Job
+from phi4d.job import Job, Kind
 
 LONGEST_PAUSE_SECONDS = 300.0
 
 
-def pick(waiting: Sequence[Job], capacity: int) -> list[Job]:
+def pick(waiting: Sequence[Job], capacity: Mapping[Kind, int]) -> list[Job]:
     """Choose what a worker takes next: jobs of one kind, the oldest first.
 
     The kinds are never mixed, because one adapter answers for a whole batch (correction G). A
@@ -20,7 +20,7 @@ def pick(waiting: Sequence[Job], capacity: int) -> list[Job]:
 
     Args:
         waiting: queued jobs, oldest first.
-        capacity: how many jobs at most.
+        capacity: how many jobs of each kind at most.
     """
     if not waiting:
         return []
@@ -28,7 +28,7 @@ def pick(waiting: Sequence[Job], capacity: int) -> list[Job]:
     if first.attempts:
         return [first]
     same = [job for job in waiting if job.kind is first.kind and not job.attempts]
-    return same[:capacity]
+    return same[: capacity[first.kind]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from phi4d.job import (
     Segment,
     display_name,
 )
+from phi4d.ladder import parts, reduction, size
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Task:
     """it is done, failed, or back in the queue"""
     outstanding: int = 0
     """pieces that were given out and have no answer yet"""
+    reduced: str = ""
+    """what the model is given less of than usual, and why; empty: nothing"""
     _answers: list[tuple[float, float, Completion]] = field(default_factory=list)
 
     @property
@@ -77,9 +80,21 @@ class Task:
         """Everything that was to be answered is."""
         return self.decoded and not self.outstanding and not self.ended
 
-    def request(self, piece: Piece, max_new_tokens: int) -> Request:
+    def shorter(self, piece: Piece, seconds: int) -> list[Piece]:
+        """A piece of a recording in parts of at most so many seconds, each to be answered."""
+        cut = parts(piece, seconds)
+        if len(cut) > 1:
+            self.outstanding += len(cut) - 1
+            self.reduced = f"{reduction(self.job.kind, seconds)}: device memory"
+        return cut
+
+    def request(self, piece: Piece, max_new_tokens: int, max_crops: int | None = None) -> Request:
         """What the engine is asked about a piece."""
-        return Request(self.job.kind, self.prompt, piece.media, max_new_tokens, self.sampling)
+        if max_crops is not None and size(self.job.kind, piece.media) > max_crops:
+            self.reduced = f"{reduction(self.job.kind, max_crops)}: device memory"
+        return Request(
+            self.job.kind, self.prompt, piece.media, max_new_tokens, self.sampling, max_crops
+        )
 
     def answer(self, piece: Piece, completion: Completion) -> None:
         """Take the answer about a piece; the media itself, which may be large, is let go."""
@@ -106,4 +121,5 @@ class Task:
             sampling=self.sampling,
             seconds=now - self.began,
             media=tuple(self.facts.items()),
+            reduced=self.reduced,
         )

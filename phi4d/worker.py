@@ -21,16 +21,19 @@ from phi4d.engine import Engine
 from phi4d.errors import (
     DecoderDied,
     DeviceError,
+    DeviceLost,
     EnvironmentFault,
     FileChanged,
     FileError,
     Phi4dError,
     Stopped,
 )
-from phi4d.job import GREEDY, Fingerprint, Job, Piece, Result, Sampling, printable
+from phi4d.job import GREEDY, Fingerprint, Job, Kind, Piece, Result, Sampling, printable
+from phi4d.ladder import Ladder, Rung, reduction, size, words
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.outputs import atomic
 from phi4d.scheduler import Pauses, pick
+from phi4d.slots import Slots
 from phi4d.store import Store
 from phi4d.task import Rule, Task
 
@@ -38,7 +41,7 @@ log = logging.getLogger(__name__)
 
 LOOK_AHEAD = 256  # waiting jobs that the scheduler sees at once
 DECODER_TRIES = 2  # a file that kills its decode process so often is at fault
-DEVICE_TRIES = 3  # failures in a row with a batch of one, after which the device is given up
+DEVICE_DEATHS = 3  # devices lost over one file alone, after which it is taken for the cause
 IDLE_SECONDS = 1.0
 
 
@@ -51,6 +54,7 @@ class Worker(threading.Thread):
         pool: the decode processes, shared by all workers.
         rules: the inboxes by name.
         pauses: the inboxes that wait, shared by all workers.
+        slots: all workers' slots, shared by them; None if this is the only one.
         batch_size: requests in one call of the engine, at most.
         max_new_tokens: tokens of one answer, at most.
         sampling: how the tokens of an answer are chosen.
@@ -66,6 +70,7 @@ class Worker(threading.Thread):
         pool: DecodePool,
         rules: Mapping[str, Rule],
         pauses: Pauses,
+        slots: Slots | None = None,
         *,
         batch_size: int = 8,
         max_new_tokens: int = 512,
@@ -85,14 +90,15 @@ class Worker(threading.Thread):
         self._pool = pool
         self._rules = rules
         self._pauses = pauses
-        self._limit = batch_size
+        self._slots = slots or Slots([engine.device])
+        self._gate = self._slots.gate(engine.device)
+        self._ladder = Ladder(batch_size, shared=self._slots.shared(engine.device))
         self._max_new_tokens = max_new_tokens
         self._sampling = sampling
         self._max_attempts = max_attempts
         self._ahead = ahead
         self._on_result = on_result
         self._clock = clock
-        self._device_failures = 0
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._aborting = threading.Event()
@@ -143,7 +149,9 @@ class Worker(threading.Thread):
         try:
             paused = self._pauses.paused(self._clock())
             inboxes = [name for name in self._rules if name not in paused]
-            chosen = pick(self._store.waiting(LOOK_AHEAD, inboxes), self._limit)
+            refused = self._slots.refused(self._engine.device)
+            waiting = self._store.waiting(LOOK_AHEAD, inboxes, refused)
+            chosen = pick(waiting, self._ladder.capacity())
             for inbox in {job.inbox for job in chosen}:
                 if self._pauses.on_trial(inbox) and not self._can_write(inbox):
                     chosen = [job for job in chosen if job.inbox != inbox]
@@ -189,21 +197,20 @@ class Worker(threading.Thread):
                 if self._stopping.is_set():
                     raise Stopped("the daemon is stopping")
                 ready.append((task, piece))
-                if len(ready) >= self._limit:
+                if len(ready) >= self._ladder.rung(task.job.kind).requests:
                     self._answer(ready)
                     ready = []
             if ready:
                 self._answer(ready)
         except Stopped:
             self._put_back(tasks, count=False)
-        except DeviceError as error:
-            self._shrink(tasks, error)
+        except DeviceLost:
+            self._put_back(tasks, count=False)
+            raise
         except Exception:
             # a fault of ours: each of these jobs is tried alone, a bounded number of times
             log.exception("%s: unexpected error", ", ".join(t.name for t in tasks if not t.ended))
             self._put_back(tasks, count=True)
-        else:
-            self._device_failures = 0
         finally:
             pieces.close()
 
@@ -232,6 +239,8 @@ class Worker(threading.Thread):
                     for piece in stream:
                         task.outstanding += 1
                         yield task, piece
+                        if task.ended:  # the device refused it
+                            break
                     task.facts = dict(stream.facts)
                     task.decoded = True
                 stream.close()
@@ -262,17 +271,100 @@ class Worker(threading.Thread):
             self._pause(task.job.inbox, fault)
             self._put_back([task], count=False)
 
-    def _answer(self, ready: list[tuple[Task, Piece]]) -> None:
-        """One call of the engine; jobs that have all their answers are finished."""
-        ready = [(task, piece) for task, piece in ready if not task.ended]
-        if not ready:
-            return
-        requests = [task.request(piece, self._max_new_tokens) for task, piece in ready]
-        completions = self._engine.generate(requests, on_step=self.beat)
-        for (task, piece), completion in zip(ready, completions, strict=True):
+    def _answer(self, ready: Sequence[tuple[Task, Piece]]) -> None:
+        """Ask about pieces of one kind, in as many calls of the engine as its memory wants.
+
+        Jobs that have all their answers are finished. A call that does not fit is repeated a rung
+        lower, so that what was answered before is not lost.
+        """
+        waiting = [(task, piece) for task, piece in ready if not task.ended]
+        while waiting:
+            kind = waiting[0][0].job.kind
+            rung = self._ladder.rung(kind)
+            if kind is Kind.AUDIO and rung.size is not None:
+                waiting = [(t, part) for t, p in waiting for part in t.shorter(p, rung.size)]
+            call = waiting[: rung.requests]
+            too_much = self._ask(call, rung)
+            if too_much:
+                self._step_down(call, rung, too_much)
+            else:
+                waiting = waiting[len(call) :]
+                for task in _tasks(call):
+                    self._finish_if_ready(task)
+            waiting = [(task, piece) for task, piece in waiting if not task.ended]
+            if waiting and self._stopping.is_set():
+                raise Stopped("the daemon is stopping")
+
+    def _ask(self, call: Sequence[tuple[Task, Piece]], rung: Rung) -> str:
+        """One call of the engine, its answers taken.
+
+        A job that was started before and not finished has the device for itself: if it is lost,
+        this is why, and no other slot's job.
+
+        Returns:
+            Nothing, or in words that the device's memory was too small. Not the error itself: it
+            holds the frames of the call, and they its tensors, which the next call needs the room
+            of.
+
+        Raises:
+            DeviceLost: the jobs of the call are back in the queue, or given up.
+        """
+        fewer = rung.size if call[0][0].job.kind is Kind.IMAGE else None
+        requests = [task.request(piece, self._max_new_tokens, fewer) for task, piece in call]
+        alone = rung.alone or any(task.job.attempts > 1 for task, _ in call)
+        with self._gate.enter(alone=alone, on_wait=self.beat):
+            try:
+                completions = self._engine.generate(requests, on_step=self.beat)
+            except DeviceLost as error:
+                self._gate.shut()
+                self._blame(_tasks(call), str(error), alone=alone)
+                raise
+            except DeviceError as error:
+                return str(error)
+        for (task, piece), completion in zip(call, completions, strict=True):
             task.answer(piece, completion)
-        for task in {id(task): task for task, _ in ready}.values():
-            self._finish_if_ready(task)
+        return ""
+
+    def _blame(self, tasks: Sequence[Task], error: str, *, alone: bool) -> None:
+        """The device was lost over these: their attempts count, and one that was alone is marked.
+
+        Several come back one by one; then it shows which it was.
+        """
+        sole = len(tasks) == 1 and (alone or not self._slots.shared(self._engine.device))
+        for task in tasks:
+            if sole and task.job.deaths + 1 >= DEVICE_DEATHS:
+                self._give_up(
+                    task,
+                    "file",
+                    f"the device was lost {DEVICE_DEATHS} times over it alone; look for its cause "
+                    f"in the kernel's log, or leave the file out. The last time: {error}",
+                )
+            else:
+                task.ended = True
+                self._persist(self._store.requeue, task.job, count=True, died=sole)
+
+    def _step_down(self, call: Sequence[tuple[Task, Piece]], rung: Rung, error: str) -> None:
+        """The device's memory was too small for a call: ask for less, or refuse its job."""
+        kind = call[0][0].job.kind
+        asked = max(size(kind, piece.media) for _, piece in call)
+        if kind is Kind.IMAGE:
+            asked = min(asked, rung.size or self._engine.max_crops)
+        below = self._ladder.down(kind, len(call), asked)
+        if below is not None:
+            log.warning("%s; from now on %s", error, words(kind, below))
+            return
+        ((task, _),) = call
+        if self._slots.refuse(task.job.id, self._engine.device):
+            least = f" and with {reduction(kind, rung.size)}" if rung.size else ""
+            self._give_up(
+                task,
+                "device",
+                f"needs more memory than any device has, even alone{least}: give the device more, "
+                f'set quantization = "4bit", or make the file smaller ({error})',
+            )
+        else:
+            task.log.warning("%s: waits for another device: %s", task.name, error)
+            self._put_back([task], count=False)
 
     def _finish_if_ready(self, task: Task) -> None:
         if not task.complete:
@@ -293,17 +385,6 @@ class Worker(threading.Thread):
                 logging.INFO,
             )
 
-    def _shrink(self, tasks: list[Task], error: DeviceError) -> None:
-        """The device failed: put the jobs back and go on with half the batch, or give it up."""
-        alone = self._limit == 1
-        self._put_back(tasks, count=alone)
-        if alone:
-            self._device_failures += 1
-            if self._device_failures >= DEVICE_TRIES:
-                raise error
-        self._limit = max(1, self._limit // 2)
-        log.warning("%s: %s; goes on with batches of %d", self._engine.device, error, self._limit)
-
     def _put_back(self, tasks: Iterable[Task], *, count: bool) -> None:
         for task in tasks:
             if not task.ended:
@@ -318,6 +399,7 @@ class Worker(threading.Thread):
         self, task: Task, result: Result | None, words: str, level: int, fault: str = ""
     ) -> None:
         task.ended = True
+        self._slots.forget(task.job.id)
         task.log.log(
             level, "%s: %s", task.name, words, extra={"PHI4D_FAULT": fault} if fault else {}
         )
@@ -342,6 +424,11 @@ class Worker(threading.Thread):
                     return
             else:
                 return
+
+
+def _tasks(call: Sequence[tuple[Task, Piece]]) -> list[Task]:
+    """The tasks that pieces belong to, each once."""
+    return list({id(task): task for task, _ in call}.values())
 
 
 def _is_still(path: bytes, fingerprint: Fingerprint) -> bool:

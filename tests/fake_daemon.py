@@ -1,6 +1,6 @@
 """A real daemon with a fake engine, for tests to signal and to kill.
 
-usage: python tests/fake_daemon.py CONFIG [once] [slow]
+usage: python tests/fake_daemon.py CONFIG [once] [slow] [lost]
 """
 
 from __future__ import annotations
@@ -13,14 +13,23 @@ from threading import Event
 from phi4d import config, daemon, log
 from phi4d.config import Config
 from phi4d.engine import Engine
-from phi4d.engine.fake import FakeEngine
+from phi4d.engine.fake import FakeEngine, describe
+from phi4d.errors import DeviceLost
+from phi4d.job import Request
+
+
+def answer(request: Request) -> str:
+    # "lost": there is a picture that no device survives
+    if "lost" in sys.argv and request.media.shape[1] == 13:
+        raise DeviceLost("cpu: an illegal memory access was encountered")
+    return describe(request)
 
 
 def engines(settled: Config) -> Iterator[Engine]:
     # "slow": the gate never opens, so that there is always work under way
     gate = Event() if "slow" in sys.argv else None
     for device in settled.device.split(","):
-        yield FakeEngine(device=device, gate=gate)
+        yield FakeEngine(device=device, gate=gate, answer=answer)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import phi4d
 from phi4d import cli, demo, trial
 from phi4d.engine.fake import FakeEngine
-from phi4d.errors import ConfigError
+from phi4d.errors import EXIT_DEVICE, EXIT_FAILURE, ConfigError, DeviceError, DeviceLost
 from phi4d.job import Arrival, Fingerprint, Kind
 from phi4d.store import Store
 
@@ -196,6 +196,14 @@ class TestRun:
     def test_an_inbox_on_the_command_line_is_made(self, tmp_path: Path) -> None:
         invoke("run", "--inbox", tmp_path / "new", "--outbox", tmp_path / "o", "--set", "x=1")
         assert (tmp_path / "new").is_dir()
+
+    @pytest.mark.parametrize(
+        ("error", "code"), [(DeviceLost("x"), EXIT_DEVICE), (DeviceError("x"), EXIT_FAILURE)]
+    )
+    def test_a_lost_device_has_its_exit_code(self, error: Exception, code: int) -> None:
+        with pytest.raises(typer.Exit) as ended, cli._Refusals():
+            raise error
+        assert ended.value.exit_code == code
 
     def test_unforeseen_faults_are_no_refusals(self) -> None:
         with pytest.raises(ZeroDivisionError), cli._Refusals():

@@ -26,7 +26,7 @@ from phi4d.config import Config
 from phi4d.daemon import Daemon
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
-from phi4d.errors import ConfigError, DeviceError
+from phi4d.errors import ConfigError, DeviceLost
 from phi4d.job import Job, Result, Sampling
 from phi4d.store import Reader
 
@@ -195,15 +195,26 @@ class TestLife:
         opened.daemon.stop()
         assert opened.engine.closed
 
-    def test_a_lost_device_ends_the_daemon_with_a_failure(
-        self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [
+            (DeviceLost("cuda:0: is lost"), errors.EXIT_DEVICE),
+            (SystemExit("not foreseen"), errors.EXIT_FAILURE),
+        ],
+    )
+    def test_a_worker_that_ends_ends_the_daemon_with_the_reason_s_code(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        error: BaseException,
+        code: int,
     ) -> None:
         make_picture(tmp_path / "in/a.png")
-        lost = dict.fromkeys(range(1, 99), DeviceError("cuda:0: is lost"))
-        opened = open_house("batch_size = 1", FakeEngine(failures=lost))
+        opened = open_house(engine=FakeEngine(failures={1: error}))
         (worker,) = opened.daemon._workers
         worker.join(WAIT_SECONDS)
-        assert opened.daemon.tick() == errors.EXIT_FAILURE
+        assert opened.daemon.tick() == code
 
 
 class TestRefusals:
@@ -302,6 +313,29 @@ class TestSignals:
         done_before = 60 - log.count("done:")
         assert done_before >= 9  # what was finished is not done again
 
+    def test_a_file_that_takes_the_device_down_is_found_out_over_several_starts(
+        self, write_config: Callable[..., Path], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        # given a picture over which every engine loses its device
+        for n in range(3):
+            make_picture(tmp_path / f"in/{n}.png")
+        make_picture(tmp_path / "in/bad.png", (13, 13))
+        config, ends = write_config(), []
+        # when it is started again as long as it ends so
+        while not ends or ends[-1] == errors.EXIT_DEVICE:
+            with running(config, "once", "lost") as process:
+                process.stderr.read()
+                ends.append(process.wait(WAIT_SECONDS))
+            assert "running" not in counts(tmp_path / "state")
+        # then once in a batch, and three times alone, were enough
+        assert ends == [errors.EXIT_DEVICE] * 4 + [errors.EXIT_OK]
+        assert counts(tmp_path / "state") == {"done": 3, "failed": 1}
+        reader = Reader(tmp_path / "state" / "jobs.sqlite3")
+        (failure,) = reader.failures(9)
+        reader.close()
+        assert failure.path == b"bad.png"
+        assert "the device was lost 3 times over it alone" in failure.reason
+
     def test_decode_processes_end_with_a_killed_daemon(
         self, write_config: Callable[..., Path]
     ) -> None:
@@ -376,9 +410,9 @@ def test_the_log_does_not_tell_what_pictures_show(
 
 
 def test_every_end_has_its_exit_code() -> None:
-    assert (errors.EXIT_OK, errors.EXIT_FAILURE, errors.EXIT_LATER, errors.EXIT_CONFIG) == (
-        0,
-        1,
+    assert (errors.EXIT_OK, errors.EXIT_FAILURE) == (0, 1)
+    assert (errors.EXIT_DEVICE, errors.EXIT_LATER, errors.EXIT_CONFIG) == (
+        os.EX_UNAVAILABLE,
         os.EX_TEMPFAIL,
         os.EX_CONFIG,
     )

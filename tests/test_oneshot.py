@@ -16,7 +16,7 @@ from phi4d import oneshot
 from phi4d.config import Config
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
-from phi4d.errors import DeviceError, EnvironmentFault, FileError
+from phi4d.errors import DeviceError, DeviceLost, EnvironmentFault, FileError
 from phi4d.job import Result
 from phi4d.outputs import atomic
 
@@ -168,9 +168,20 @@ def test_a_full_disk_is_told(
 def test_a_lost_device_is_told(
     process: Callable[..., Any], tmp_path: Path, make_picture: Callable[..., Path]
 ) -> None:
-    lost = FakeEngine(failures=dict.fromkeys(range(1, 99), DeviceError("cuda:0: is lost")))
-    with pytest.raises(DeviceError, match="is lost"):
+    lost = FakeEngine(failures={1: DeviceLost("cuda:0: is lost")})
+    with pytest.raises(DeviceLost, match="is lost"):
         process(make_picture(tmp_path / "a.png"), engine=lost)
+
+
+def test_a_file_that_fits_no_device_is_told(
+    process: Callable[..., Any], tmp_path: Path, make_picture: Callable[..., Path]
+) -> None:
+    full = FakeEngine(failures={1: DeviceError("cuda:0: out of memory")})
+    a, b = make_picture(tmp_path / "a.png"), make_picture(tmp_path / "b.png")
+    ok, told = process(a, b, engine=full, config=Config(batch_size=1))
+    assert not ok
+    assert "needs more memory than any device has" in told[str(a)]
+    assert told[str(b)].startswith("picture")
 
 
 class TestUrls:

@@ -13,6 +13,7 @@ def job(n: int, kind: Kind = Kind.IMAGE, attempts: int = 0) -> Job:
     return Job(n, "in", b"%d" % n, kind, Fingerprint(n, 0, 0), attempts)
 
 
+EIGHT = dict.fromkeys(Kind, 8)
 jobs = st.lists(
     st.builds(job, st.integers(), st.sampled_from(Kind), st.integers(0, 2)), max_size=30
 )
@@ -20,22 +21,23 @@ jobs = st.lists(
 
 class TestPick:
     def test_nothing_waits(self) -> None:
-        assert pick([], 8) == []
+        assert pick([], EIGHT) == []
 
     def test_one_kind_oldest_first_up_to_the_capacity(self) -> None:
         a, b = Kind.AUDIO, Kind.IMAGE
         waiting = [job(1, a), job(2, b), job(3, a), job(4, a), job(5, a)]
-        assert [j.id for j in pick(waiting, 3)] == [1, 3, 4]
+        assert [j.id for j in pick(waiting, {a: 3, b: 1})] == [1, 3, 4]
+        assert [j.id for j in pick(waiting, {a: 1, b: 3})] == [1]
 
     def test_what_was_interrupted_goes_alone(self) -> None:
-        assert [j.id for j in pick([job(1, attempts=1), job(2)], 8)] == [1]
-        assert [j.id for j in pick([job(1), job(2, attempts=1), job(3)], 8)] == [1, 3]
+        assert [j.id for j in pick([job(1, attempts=1), job(2)], EIGHT)] == [1]
+        assert [j.id for j in pick([job(1), job(2, attempts=1), job(3)], EIGHT)] == [1, 3]
 
     @given(jobs, st.integers(1, 10))
     def test_the_oldest_is_always_among_them_and_kinds_never_mix(
         self, waiting: list[Job], capacity: int
     ) -> None:
-        chosen = pick(waiting, capacity)
+        chosen = pick(waiting, dict.fromkeys(Kind, capacity))
         assert chosen[:1] == waiting[:1]
         assert len(chosen) <= capacity
         assert len({j.kind for j in chosen}) <= 1

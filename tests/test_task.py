@@ -67,6 +67,35 @@ def test_the_answers_of_a_recording_are_joined_with_their_times() -> None:
     assert result.media == (("duration", 60.0),)
 
 
+def test_fewer_crops_are_told_if_the_picture_has_more() -> None:
+    found = task(Kind.IMAGE)
+    wide = Piece(np.zeros((400, 3000, 3), np.uint8))  # seven crops
+    assert found.request(wide, 7).max_crops is None
+    assert found.request(wide, 7, 7).max_crops == 7
+    assert found.result("m", "cpu", 100.0).reduced == ""
+    assert found.request(wide, 7, 4).max_crops == 4
+    assert found.result("m", "cpu", 100.0).reduced == "at most 4 crops: device memory"
+
+
+def test_shorter_parts_are_told_and_each_wants_its_answer() -> None:
+    found = task(Kind.AUDIO)
+    found.outstanding, found.decoded = 2, True
+    short, long = piece(0.0, 1.0), Piece(np.zeros(320_000, np.float32), 1.0, 21.0)
+    assert found.shorter(short, 15) == [short]
+    assert found.reduced == ""
+    cut = found.shorter(long, 15)
+    assert len(cut) == 2
+    for part in (short, *cut):
+        assert not found.complete
+        found.answer(part, Completion("x", 1, 1))
+    assert found.complete
+    result = found.result("m", "cpu", 100.0)
+    assert result.reduced == "at most 15 s at a time: device memory"
+    assert [(s.start, s.end) for s in result.segments] == [
+        (part.start, part.end) for part in (short, *cut)
+    ]
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_nothing_to_answer_is_an_empty_result(kind: Kind) -> None:
     result = task(kind).result("m", "cpu", 100.0)

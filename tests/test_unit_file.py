@@ -11,6 +11,7 @@ import pytest
 from phi4d.config import Config
 from phi4d.daemon import TICK_SECONDS
 from phi4d.errors import EXIT_CONFIG
+from phi4d.worker import DEVICE_DEATHS
 
 UNIT = Path(__file__).parents[1] / "systemd" / "phi4d.service"
 ANALYZE = shutil.which("systemd-analyze")
@@ -52,6 +53,13 @@ def test_systemd_waits_for_what_the_daemon_says(settings: dict[str, str]):
 def test_a_configuration_that_cannot_be_used_is_not_tried_again(settings: dict[str, str]):
     assert settings["Restart"] == "on-failure"
     assert settings["RestartPreventExitStatus"] == str(EXIT_CONFIG)
+
+
+def test_a_file_that_takes_the_device_down_is_found_out_before_systemd_gives_up(
+    settings: dict[str, str],
+):
+    once_in_a_batch = 1
+    assert int(settings["StartLimitBurst"]) > once_in_a_batch + DEVICE_DEATHS
 
 
 def test_systemd_is_more_patient_at_a_stop_than_the_daemon(settings: dict[str, str]):

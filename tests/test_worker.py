@@ -4,89 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import shutil
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from deskkit import WAIT_SECONDS, Desk
 
+from phi4d import demo
 from phi4d.engine.fake import FakeEngine
-from phi4d.errors import DecoderDied, DeviceError, EnvironmentFault
-from phi4d.job import Arrival, Fingerprint, Job, Kind, Result, Sampling
+from phi4d.errors import DecoderDied, DeviceError, DeviceLost, EnvironmentFault
+from phi4d.job import Arrival, Completion, Fingerprint, Job, Kind, Request, Sampling
+from phi4d.ladder import size
 from phi4d.media.pool import DecodePool
-from phi4d.media.probe import kind_of
-from phi4d.scheduler import Pauses
-from phi4d.store import Store
-from phi4d.task import Rule
-from phi4d.worker import DECODER_TRIES, DEVICE_TRIES, LOOK_AHEAD, Worker
-
-WAIT_SECONDS = 30.0  # until a test gives up
+from phi4d.worker import DECODER_TRIES, DEVICE_DEATHS, LOOK_AHEAD, Worker
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DecodePool]:
     with DecodePool(2) as pool:
         yield pool
-
-
-class Desk:
-    """A worker with everything around it."""
-
-    def __init__(self, folder: Path, pool: DecodePool) -> None:
-        self.inbox, self.outbox = folder / "in", folder / "out"
-        self.inbox.mkdir()
-        self.outbox.mkdir()
-        self.pool = pool
-        self.store = Store(folder / "jobs.sqlite3")
-        self.pauses = Pauses(0.01)
-        self.prompts = {Kind.IMAGE: "Describe.", Kind.AUDIO: "Transcribe."}
-        self.ended: list[tuple[Job, Result | None, str]] = []
-        self.worker: Worker | None = None
-        self._changed = threading.Condition()
-
-    def add(self, *paths: Path, inbox: str = "in") -> None:
-        self.store.add(
-            Arrival(
-                inbox,
-                os.fsencode(path.relative_to(self.inbox)),
-                kind_of(os.fsencode(path.name)) or Kind.IMAGE,
-                Fingerprint.of(path.stat()),
-            )
-            for path in paths
-        )
-        if self.worker:
-            self.worker.wake()
-
-    def start(self, engine: FakeEngine, **options: Any) -> Worker:
-        rules = {
-            "in": Rule(os.fsencode(self.inbox), os.fsencode(self.outbox), self.prompts),
-        }
-        self.worker = Worker(
-            engine, self.store, self.pool, rules, self.pauses, on_result=self._on_result, **options
-        )
-        self.worker.start()
-        return self.worker
-
-    def _on_result(self, job: Job, result: Result | None, words: str) -> None:
-        with self._changed:
-            self.ended.append((job, result, words))
-            self._changed.notify_all()
-
-    def wait_for(self, n: int) -> list[tuple[Job, Result | None, str]]:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.ended) >= n, WAIT_SECONDS), self.ended
-        return self.ended
-
-    def counts(self) -> dict[str, int]:
-        return {str(s): n for s, n in self.store.counts().get("in", {}).items() if n}
-
-    def close(self) -> None:
-        if self.worker:
-            self.worker.abort()
-            self.worker.join()
-        self.store.close()
 
 
 @pytest.fixture
@@ -368,30 +308,358 @@ class TestSurroundings:
         assert desk.counts() == {"done": 1}
 
 
-class TestDevice:
-    def test_out_of_memory_halves_the_batch_and_nothing_is_lost(
+LONG = demo.SAMPLES / "digits-long.mp3"
+"""a recording of eight pieces"""
+
+
+def asked(request: Request) -> float:
+    """What a request asks of the memory: crops, or seconds."""
+    most = (request.max_crops or 36) if request.kind is Kind.IMAGE else 30
+    return min(size(request.kind, request.media), most)
+
+
+class TestMemory:
+    def test_the_batch_is_halved_until_it_fits_and_stays_so(
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
     ) -> None:
-        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(4)))
-        engine = FakeEngine(failures={1: DeviceError("cuda:0: out of memory")})
-        desk.start(engine, batch_size=4)
-        desk.wait_for(4)
-        assert [len(call) for call in engine.calls] == [4, 2, 2]
-        assert desk.counts() == {"done": 4}
-        assert [job.attempts for job, _, _ in desk.ended] == [1] * 4
-        assert "goes on with batches of 2" in caplog.text
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(8)))
+        engine = FakeEngine(capacity=lambda requests: len(requests) <= 2)
+        desk.start(engine, batch_size=8)
+        desk.wait_for(8)
+        desk.add(*(make_picture(desk.inbox / f"later{n}.png") for n in range(4)))
+        desk.wait_for(12)
+        assert [len(call) for call in engine.calls] == [8, 4, 2, 2, 2, 2, 2, 2]
+        assert desk.counts() == {"done": 12}
+        assert [job.attempts for job, _, _ in desk.ended] == [1] * 12
+        assert not any(result.reduced for result in desk.results(12).values())
+        assert caplog.text.count("from now on pictures: at most 4 a call") == 1
+        assert caplog.text.count("from now on pictures: at most 2 a call") == 1
 
-    def test_a_device_that_fails_again_and_again_ends_the_worker(
+    def test_what_was_answered_before_is_not_asked_again(self, desk: Desk) -> None:
+        desk.add(Path(shutil.copy(LONG, desk.inbox)))
+        engine = FakeEngine(failures={3: DeviceError("cpu: out of memory")})
+        desk.start(engine, batch_size=2)
+        (result,) = desk.results(1).values()
+        assert [len(call) for call in engine.calls] == [2, 2, 2, 1, 1, 1, 1]
+        answered = [request for n, call in enumerate(engine.calls) for request in call if n != 2]
+        assert len({id(request.media) for request in answered}) == 8
+        assert len(result.segments) == 8
+        assert list(result.segments) == sorted(result.segments, key=lambda s: s.start)
+        assert desk.ended[0][0].attempts == 1
+
+    def test_large_pictures_get_fewer_crops_and_say_so_and_small_ones_do_not(
+        self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        desk.add(
+            make_picture(desk.inbox / "large.png", (3000, 2000)),
+            make_picture(desk.inbox / "small.png", (448, 448)),
+        )
+        engine = FakeEngine(capacity=lambda requests: asked(requests[0]) <= 4)
+        desk.start(engine, batch_size=1)
+        found = desk.results(2)
+        assert [asked(request) for (request,) in engine.calls] == [35, 12, 4, 1]
+        assert (found["large.png"].reduced, found["small.png"].reduced) == (
+            "at most 4 crops: device memory",
+            "",
+        )
+        record = json.loads((desk.outbox / "large.png.json").read_text())
+        assert record["reduced"] == "at most 4 crops: device memory"
+        assert "reduced" not in json.loads((desk.outbox / "small.png.json").read_text())
+        assert caplog.text.count("at most 1 a call, at most 12 crops") == 1
+        assert caplog.text.count("at most 1 a call, at most 4 crops") == 1
+
+    def test_a_rung_that_asks_no_less_is_left_out(
         self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
-        desk.add(make_picture(desk.inbox / "a.png"))
-        lost = DeviceError("cuda:0: is lost")
-        worker = desk.start(FakeEngine(failures=dict.fromkeys(range(1, 99), lost)), batch_size=1)
-        worker.join(WAIT_SECONDS)
-        assert worker.error is lost
-        assert desk.counts() == {"queued": 1}
-        assert desk.store.waiting(1, ["in"])[0].attempts == DEVICE_TRIES
+        desk.add(make_picture(desk.inbox / "a.png", (900, 900)))  # 9 crops; this model cuts 6
+        engine = FakeEngine(capacity=lambda requests: requests[0].max_crops == 4, max_crops=6)
+        desk.start(engine)
+        desk.wait_for(1)
+        assert [request.max_crops for (request,) in engine.calls] == [None, 4]
 
+    def test_recordings_get_shorter_windows_and_keep_their_times(
+        self, desk: Desk, make_recording: Callable[..., Path]
+    ) -> None:
+        desk.add(make_recording(desk.inbox / "a.wav", 29.0))
+        engine = FakeEngine(capacity=lambda requests: max(map(asked, requests)) <= 8)
+        desk.start(engine)
+        result = desk.results(1)["a.wav"]
+        segments = result.segments
+        assert (segments[0].start, segments[-1].end) == (0.0, 29.0)
+        assert [s.end for s in segments[:-1]] == [s.start for s in segments[1:]]
+        assert max(s.end - s.start for s in segments) <= 8
+        assert [s.text for s in segments] == [
+            f"audio {s.end - s.start:.1f} s: Transcribe." for s in segments
+        ]
+        assert result.reduced == "at most 8 s at a time: device memory"
+
+    def test_one_kind_tells_nothing_of_the_other(
+        self, desk: Desk, make_picture: Callable[..., Path], make_recording: Callable[..., Path]
+    ) -> None:
+        desk.add(*(make_picture(desk.inbox / f"{n}.png", (3000, 2000)) for n in range(2)))
+
+        def holds(requests: Sequence[Request]) -> bool:
+            return requests[0].kind is Kind.AUDIO or sum(map(asked, requests)) <= 4
+
+        engine = FakeEngine(capacity=holds)
+        desk.start(engine, batch_size=4)
+        desk.wait_for(2)
+        desk.add(*(make_recording(desk.inbox / f"{n}.wav", 20.0) for n in range(4)))
+        found = desk.results(6)
+        assert [len(call) for call in engine.calls if call[0].kind is Kind.AUDIO] == [4]
+        assert [found[f"{n}.wav"].reduced for n in range(4)] == [""] * 4
+
+    def test_at_last_a_request_has_the_device_for_itself(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        # given two slots of one device, and a call of one that lasts
+        inside: list[FakeEngine] = []
+        entered = threading.Event()
+
+        class Slot(FakeEngine):
+            def generate(self, *args: Any, **options: Any) -> list[Completion]:
+                inside.append(self)
+                try:
+                    return super().generate(*args, **options)
+                finally:
+                    inside.remove(self)
+
+        slots = [Slot(gate=threading.Event()) for _ in range(2)]
+        gates = [slot.gate for slot in slots if slot.gate]
+        slots[0].entered = slots[1].entered = entered
+        workers = desk.start_all(slots)
+        waiting = tell_of_waiting(workers[0])
+        desk.add(make_picture(desk.inbox / "a.png", (10, 10)))
+        assert entered.wait(WAIT_SECONDS)
+        busy, other = (0, 1) if slots[0].calls else (1, 0)
+
+        def holds(requests: Sequence[Request]) -> bool:
+            fits = len(inside) == 1
+            if not fits:
+                gates[other].clear()  # its next call lasts, too
+            return fits
+
+        slots[other].capacity = holds
+        # when the other's fits only without it
+        gates[other].set()
+        desk.add(make_picture(desk.inbox / "large.png", (20, 20)))
+        assert waiting.wait(WAIT_SECONDS)
+        assert len(slots[other].calls) == 1
+        # then it waits until the device is free
+        entered.clear()
+        gates[busy].set()
+        assert entered.wait(WAIT_SECONDS)
+        assert inside == [slots[other]]
+        # and nobody else gets in meanwhile
+        waiting.clear()
+        desk.add(make_picture(desk.inbox / "b.png", (10, 10)))
+        assert waiting.wait(WAIT_SECONDS)
+        assert inside == [slots[other]]
+        gates[other].set()
+        found = desk.results(3)
+        assert not any(result.reduced for result in found.values())
+
+    def test_a_job_that_a_device_refuses_waits_for_another_device(
+        self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # given a small device, and a large one that is busy
+        small = FakeEngine(device="cuda:0", gate=threading.Event())
+        large = FakeEngine(device="cuda:1", gate=threading.Event())
+        small.capacity = lambda requests: asked(requests[0]) < 4
+        workers = desk.start_all([small, large], batch_size=2)
+        desk.add(make_picture(desk.inbox / "a.png"))
+        while not (small.calls or large.calls):
+            pass
+        desk.add(make_picture(desk.inbox / "b.png"))
+        assert small.entered.wait(WAIT_SECONDS)
+        assert large.entered.wait(WAIT_SECONDS)
+        refused, real = threading.Event(), workers[0]._slots.refuse
+
+        def refuse(job: int, device: str) -> bool:
+            refused.set()
+            return real(job, device)
+
+        workers[0]._slots.refuse = refuse  # type: ignore[method-assign]
+        # when the small one meets a file that it cannot hold
+        desk.add(make_picture(desk.inbox / "large.png", (3000, 2000)))
+        assert small.gate
+        small.gate.set()
+        assert refused.wait(WAIT_SECONDS)
+        desk.add(make_picture(desk.inbox / "later.png"))  # it goes on with others
+        desk.wait_for(2)
+        assert large.gate
+        large.gate.set()
+        # then the large one takes it, with nothing reduced
+        result = desk.results(4)["large.png"]
+        assert (result.device, result.reduced) == ("cuda:1", "")
+        assert desk.counts() == {"done": 4}
+        assert "in/large.png: waits for another device: cuda:0: out of memory" in caplog.text
+        assert len([c for c in small.calls if asked(c[0]) == 4]) == 1
+        assert [job.attempts for job, _, _ in desk.ended] == [1] * 4
+
+    def test_what_every_device_refuses_fails_with_what_to_do(
+        self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        desk.add(
+            make_picture(desk.inbox / "large.png", (3000, 2000)),
+            make_picture(desk.inbox / "small.png"),
+        )
+        engines = [
+            FakeEngine(device=name, capacity=lambda requests: asked(requests[0]) < 4)
+            for name in ("cuda:0", "cuda:1", "cuda:1")
+        ]
+        desk.start_all(engines, batch_size=1)
+        words = {job.name: words for job, _, words in desk.wait_for(2)}
+        assert desk.counts() == {"done": 1, "failed": 1}
+        assert (
+            "needs more memory than any device has, even alone and with at most 4 crops: give the "
+            'device more, set quantization = "4bit", or make the file smaller (cuda:'
+        ) in words["large.png"]
+        (record,) = [r for r in caplog.records if "failed: needs" in r.getMessage()]
+        assert record.PHI4D_FAULT == "device"  # type: ignore[attr-defined]
+        assert not (desk.outbox / "large.png.txt").exists()
+
+    def test_a_long_recording_that_is_refused_is_not_decoded_further(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        desk.add(Path(shutil.copy(LONG, desk.inbox)), make_picture(desk.inbox / "a.png"))
+        engine = FakeEngine(capacity=lambda requests: requests[0].kind is Kind.IMAGE)
+        desk.start(engine, batch_size=1)
+        desk.wait_for(2)
+        assert desk.counts() == {"done": 1, "failed": 1}
+        assert len(engine.calls) == 2
+
+    def test_nothing_of_a_failed_call_is_kept(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        class Tensor:
+            pass
+
+        made: list[weakref.ref[Tensor]] = []
+        alive: list[int] = []
+
+        class Leaky(FakeEngine):
+            def generate(self, *args: Any, **options: Any) -> list[Completion]:
+                alive.append(sum(tensor() is not None for tensor in made))
+                tensor = Tensor()  # lives as long as somebody holds the error of this call
+                made.append(weakref.ref(tensor))
+                return super().generate(*args, **options)
+
+        desk.add(*(make_picture(desk.inbox / f"{n}.png", (3000, 2000)) for n in range(4)))
+        engine = Leaky(capacity=lambda requests: sum(map(asked, requests)) <= 4)
+        desk.start(engine, batch_size=4)
+        desk.wait_for(4)
+        assert alive == [0] * 8
+
+
+def tell_of_waiting(worker: Worker) -> threading.Event:
+    """An event that is set whenever somebody waits at the gate of a worker's device."""
+    waiting, real = threading.Event(), worker._gate.enter
+
+    def enter(*, alone: bool, on_wait: Callable[[], None]) -> Any:
+        def wait() -> None:
+            waiting.set()
+            on_wait()
+
+        return real(alone=alone, on_wait=wait)
+
+    worker._gate.enter = enter  # type: ignore[method-assign, assignment]
+    return waiting
+
+
+class TestLostDevice:
+    LOST = DeviceLost("cuda:0: an illegal memory access was encountered")
+
+    def again(self, desk: Desk, engine: FakeEngine) -> None:
+        """The next start, on a new engine, up to its end."""
+        for worker in desk.workers:
+            worker.join(WAIT_SECONDS)
+        worker = desk.start(engine)
+        worker.join(WAIT_SECONDS)
+        assert worker.error is self.LOST
+
+    def waiting(self, desk: Desk) -> list[tuple[str, int, int]]:
+        """(name, attempts, deaths) of what is queued."""
+        return [(job.name, job.attempts, job.deaths) for job in desk.store.waiting(9, ["in"])]
+
+    def test_it_ends_the_worker_and_the_jobs_wait_for_the_next(
+        self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(2)))
+        engine = FakeEngine(failures={1: self.LOST})
+        self.again(desk, engine)
+        assert len(engine.calls) == 1
+        # in a batch it may have been any of them: each goes alone from now on
+        assert self.waiting(desk) == [("0.png", 1, 0), ("1.png", 1, 0)]
+        assert str(self.LOST) in caplog.text
+        self.again(desk, FakeEngine(failures={1: self.LOST}))
+        assert self.waiting(desk) == [("0.png", 2, 1), ("1.png", 1, 0)]
+
+    def test_the_third_time_alone_the_file_is_taken_for_the_cause(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(2)))
+        for _ in range(1 + DEVICE_DEATHS):
+            assert not desk.ended
+            self.again(desk, FakeEngine(failures={1: self.LOST}))
+        ((job, _, words),) = desk.ended
+        assert job.name == "0.png"
+        assert "the device was lost 3 times over it alone" in words
+        assert "illegal memory access" in words
+        desk.start(FakeEngine())
+        desk.wait_for(2)
+        assert desk.counts() == {"done": 1, "failed": 1}
+
+    def test_jobs_that_were_not_in_the_call_are_not_to_blame(
+        self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
+        monkeypatch.setattr("phi4d.worker.pick", lambda waiting, capacity: list(waiting))
+        worker = desk.start(FakeEngine(failures={2: self.LOST}), batch_size=1)
+        worker.join(WAIT_SECONDS)
+        assert self.waiting(desk) == [("1.png", 1, 1), ("2.png", 0, 0)]
+
+    def test_a_slot_beside_it_is_not_to_blame_and_shares_no_call_with_a_suspect(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        # given a file that was begun and not finished
+        desk.add(make_picture(desk.inbox / "suspect.png"))
+        desk.store.claim([1], "cpu")
+        desk.store.recover()
+        gate = threading.Event()
+        slots = [FakeEngine(gate=gate, failures={1: self.LOST}) for _ in range(2)]
+        entered = slots[0].entered = slots[1].entered
+        workers = desk.start_all(slots)
+        waiting = tell_of_waiting(workers[0])
+        # when it is asked about, and another comes meanwhile
+        assert entered.wait(WAIT_SECONDS)
+        desk.add(make_picture(desk.inbox / "other.png"))
+        assert waiting.wait(WAIT_SECONDS)
+        gate.set()
+        for worker in workers:
+            worker.join(WAIT_SECONDS)
+        # then the other was never on the device
+        assert sum(len(slot.calls) for slot in slots) == 1
+        assert all(isinstance(worker.error, DeviceLost) for worker in workers)
+        assert self.waiting(desk) == [("suspect.png", 2, 1), ("other.png", 0, 0)]
+
+    def test_two_slots_that_lose_their_device_together_are_both_suspects(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        both = threading.Barrier(2)
+
+        def answer(request: Request) -> str:
+            both.wait(WAIT_SECONDS)
+            raise self.LOST
+
+        workers = desk.start_all([FakeEngine(answer=answer) for _ in range(2)], batch_size=1)
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(2)))
+        for worker in workers:
+            worker.join(WAIT_SECONDS)
+        assert self.waiting(desk) == [("0.png", 1, 0), ("1.png", 1, 0)]
+
+
+class TestBugs:
     def test_a_fault_of_ours_costs_no_other_file(
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
     ) -> None:
