@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from phi4d import demo, status
+from phi4d import status
 from phi4d.config import Config
 from phi4d.engine import Engine
 from phi4d.errors import (
@@ -24,6 +24,7 @@ from phi4d.errors import (
 )
 from phi4d.inbox import Root, Watcher
 from phi4d.job import Arrival, Job, Kind, Result, Sampling, display_name
+from phi4d.loading import STOP_SIGNALS, make_engines
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
@@ -37,58 +38,8 @@ from phi4d.worker import Worker
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 TICK_SECONDS = 1.0
 STATUS_SECONDS = 5.0
-
-
-def make_engines(config: Config) -> Iterator[Engine]:
-    """Load the model on each device that the configuration asks for, one after the other."""
-    from phi4d.engine import devices, folder, hub
-    from phi4d.engine.placement import wants_gpus
-    from phi4d.engine.plan import Size, Wishes, plan
-
-    is_demo = config.model_path == demo.MODEL_PATH
-    model = str(demo.CHECKPOINT) if is_demo else config.model_path
-    # a model that is missing is told at once, not after the seconds that importing torch takes
-    where = hub.resolve(model, config.revision, config.cache_dir)
-    folder.check(where)
-    wishes = Wishes(
-        config.device,
-        config.force_cpu,
-        config.disable_parallel,
-        config.multi_gpu_threshold_gb,
-        # the toy was trained for float32
-        "float32" if is_demo and config.dtype == "auto" else config.dtype,
-        attention="sdpa",
-        quantization="none",
-        merge_adapters="never",
-        offload="never",
-    )
-    # the published weights take two bytes each; which are whose makes no difference unquantized
-    weights = sum(file.stat().st_size for file in where.rglob("*.safetensors")) // 2
-    slots = plan(
-        devices.probe() if wants_gpus(wishes) else [],
-        devices.cpu(),
-        Size(weights, 0, 0, 0, 0, cache_per_token=65_536),
-        wishes,
-        devices.installed(),
-    )
-    from phi4d.engine.phi4 import Phi4Engine
-
-    for slot in slots:
-        log.info("loading %s on %s: %s", config.model_path, slot.device, slot.why)
-        yield Phi4Engine.load(
-            model,
-            name=demo.NAME if is_demo else None,
-            device=slot.device,
-            dtype=slot.dtype,
-            revision=config.revision,
-            cache_dir=config.cache_dir,
-            user_prompt=config.user_prompt,
-            assistant_prompt=config.assistant_prompt,
-            prompt_suffix=config.prompt_suffix,
-        )
 
 
 def make_pool(config: Config, workers: int) -> DecodePool:

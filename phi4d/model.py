@@ -11,8 +11,7 @@ from rich.console import Console
 
 from phi4d import demo
 from phi4d.config import Config
-from phi4d.engine import folder as folders
-from phi4d.engine import hub
+from phi4d.engine import checkpoint, hub
 from phi4d.engine.pull import Progress, Pulled
 from phi4d.engine.pull import pull as download
 from phi4d.engine.remote import size
@@ -63,9 +62,11 @@ def check(config: Config, say: Callable[[str], None]) -> None:
     Raises:
         ConfigError: with every fault.
     """
-    folder = find(config)
-    folders.check(folder)
-    say(f"ok: {folder}")
+    found = checkpoint.read(find(config))
+    from phi4d.engine import skeleton  # after it: importing torch takes seconds
+
+    skeleton.check(found)
+    say(f"ok: {found.folder}")
 
 
 def _what_came(pulled: Pulled) -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from phi4d.config import Config
-from phi4d.daemon import make_engines, make_pool, make_workers
+from phi4d.daemon import make_pool, make_workers
 from phi4d.engine import Engine
 from phi4d.errors import EnvironmentFault, FileError, Phi4dError
 from phi4d.job import Arrival, Fingerprint, Job, Kind, Result, printable
+from phi4d.loading import make_engines
 from phi4d.media.probe import kind_of
 from phi4d.scheduler import Pauses
 from phi4d.store import Store

@@ -20,7 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "errors", "job", "demo"}),
     frozenset({"config", "ladder", "lock", "log", "notify", "settle", "slots"}),
     frozenset({"inbox", "store", "scheduler", "media", "engine", "outputs", "status", "task"}),
-    frozenset({"worker"}),
+    frozenset({"loading", "worker"}),
     frozenset({"daemon"}),
     frozenset({"doctor", "oneshot", "trial", "model"}),
     frozenset({"cli"}),
@@ -28,7 +28,15 @@ FLOORS: tuple[frozenset[str], ...] = (
 )
 """Rooms, a file or a package each, from the ground up."""
 FENCES = {
-    "engine": {"torch", "transformers", "peft", "tokenizers", "safetensors", "huggingface_hub"},
+    "engine": {
+        "torch",
+        "transformers",
+        "accelerate",
+        "bitsandbytes",
+        "tokenizers",
+        "safetensors",
+        "huggingface_hub",
+    },
     "media": {"PIL", "pillow_heif", "av", "soundfile", "soxr", "onnxruntime"},
     "inbox": {"watchdog"},
     "store": {"sqlite3"},
@@ -37,7 +45,17 @@ FENCES = {
     "log": {"systemd"},
 }
 """Libraries that one room alone may know."""
-HEAVY = {"torch", "transformers", "peft", "accelerate", "numpy", "PIL", "av", "onnxruntime"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "numpy",
+    "PIL",
+    "av",
+    "onnxruntime",
+}
 
 
 def floor_of(room: str) -> int:

@@ -22,6 +22,7 @@ from phi4d.engine import devices
 from phi4d.engine.placement import wants_gpus
 from phi4d.engine.plan import Wishes
 from phi4d.errors import EXIT_FAILURE, EXIT_OK, ConfigError
+from phi4d.loading import wishes_of
 
 STYLES = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
 NAME_WIDTH = 16  # columns; a longer name moves what follows it
@@ -82,7 +83,7 @@ def examine(load: Callable[[], Config]) -> Iterator[Check]:
 
 def _engine(config: Config | None) -> Iterator[Check]:
     """The devices, the model and the plan."""
-    wishes = start.wishes_of(config) if config else Wishes()
+    wishes = wishes_of(config) if config else Wishes()
     gpus = machine.gpus() if wants_gpus(wishes) else None
     cpu = devices.cpu()
     yield from machine.hardware(gpus, cpu)

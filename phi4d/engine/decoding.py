@@ -64,16 +64,18 @@ def decode(
         )
     while True:
         with device_faults(device, f"answering {len(rows)} requests"):
-            out = model(
+            out = model.model(
                 **inputs,
                 attention_mask=attend,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
             )
             cache = out.past_key_values
-            chosen = chooser.choose(out.logits[:, -1])
+            # A copy: a slice's odd strides send bfloat16 on the CPU down a path that packs the
+            # whole output layer anew, 21 s in place of 0.3 s.
+            last = out.last_hidden_state[:, -1].clone(memory_format=torch.contiguous_format)
+            chosen = chooser.choose(model.lm_head(last))
             tokens = chosen.tolist()
         for row, token in zip(rows, tokens, strict=True):
             answers[row].append(token)

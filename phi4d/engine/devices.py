@@ -74,6 +74,17 @@ def installed() -> frozenset[str]:
     return frozenset(name for name in PACKAGES if importlib.util.find_spec(name))
 
 
+def used_bytes(device: str) -> int:
+    """What torch holds on a GPU, or what this process holds in main memory, mapped files too."""
+    if device == "cpu":
+        status = _text(Path("/proc/self/status"))
+        resident = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+        return int(resident[1]) * 1024 if resident else 0
+    import torch
+
+    return torch.cuda.memory_allocated(device)
+
+
 def _cgroups(root: Path) -> list[tuple[int, int]]:
     """(limit, used) in bytes, for this process's cgroup and all above it that have a limit.
 

@@ -15,6 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from phi4d.engine.faults import device_faults
+from phi4d.engine.half import finite
 from phi4d.engine.tiler import Tiles
 from phi4d.job import Sampling
 
@@ -92,17 +93,22 @@ def _with_picture(
     model: Phi4MultimodalForCausalLM, ids: Tensor, embeds: Tensor, tiles: Tiles
 ) -> Tensor:
     """(1, length, hidden) embeddings with a picture's features in the places of its ids."""
-    return cast(
-        "Tensor",
-        model.model.embed_tokens_extend.image_embed(
-            ids,
-            embeds,
-            image_pixel_values=tiles.pixels[None].to(ids.device),
-            # Read number by number: on a GPU each would cost a wait.
-            image_sizes=torch.tensor([[tiles.height, tiles.width]]),
-            image_attention_mask=tiles.mask[None].to(ids.device),
-        ),
-    )
+    tower = model.model.embed_tokens_extend.image_embed
+
+    def run() -> Tensor:
+        return cast(
+            "Tensor",
+            tower(
+                ids,
+                embeds,
+                image_pixel_values=tiles.pixels[None].to(ids.device),
+                # Read number by number: on a GPU each would cost a wait.
+                image_sizes=torch.tensor([[tiles.height, tiles.width]]),
+                image_attention_mask=tiles.mask[None].to(ids.device),
+            ),
+        )
+
+    return finite(tower, run)
 
 
 def _with_clips(
@@ -113,16 +119,21 @@ def _with_clips(
     The mask is given for a single clip too: over 40 s the encoder pads its last window, and
     without a mask it would attend to that.
     """
+    tower = model.model.embed_tokens_extend.audio_embed
     features = pad_sequence([clip.features for clip in clips], batch_first=True)
     frames = torch.tensor([len(clip.features) for clip in clips])
     mask = torch.arange(features.shape[1]) < frames[:, None]
-    return cast(
-        "Tensor",
-        model.model.embed_tokens_extend.audio_embed(
-            ids,
-            embeds,
-            audio_input_features=features.to(ids.device),
-            audio_embed_sizes=[clip.tokens for clip in clips],
-            audio_attention_mask=mask.to(ids.device),
-        ),
-    )
+
+    def run() -> Tensor:
+        return cast(
+            "Tensor",
+            tower(
+                ids,
+                embeds,
+                audio_input_features=features.to(ids.device),
+                audio_embed_sizes=[clip.tokens for clip in clips],
+                audio_attention_mask=mask.to(ids.device),
+            ),
+        )
+
+    return finite(tower, run)

@@ -2,7 +2,7 @@
 
 Models are kept as the hub's own library keeps them (``models--OWNER--NAME/snapshots/COMMIT``), so
 that what it has downloaded before is found. Getting a model here is ``pull.py``'s, what is in the
-folder is ``folder.py``'s to judge.
+folder is ``checkpoint.py``'s to judge.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from phi4d.engine.folder import ADAPTERS, PROCESSOR_CONFIGS
+from phi4d.engine.checkpoint import ADAPTER_WEIGHTS, PROCESSOR_CONFIGS, WEIGHTS
+from phi4d.engine.layout import ADAPTERS
 from phi4d.errors import ConfigError
 
 HUB_ID = "microsoft/Phi-4-multimodal-instruct"
 REVISION = "main"
 """the hub's name for the newest version of a model"""
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX = f"{WEIGHTS}.index.json"
 """tells which shard holds which tensor, where the weights are not one file"""
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", ADAPTER_WEIGHTS)
 WHERE_THERE = ("generation_config.json", "tokenizer_config.json")
 """files that are taken along but can be done without"""
 

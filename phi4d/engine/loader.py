@@ -1,32 +1,37 @@
-"""From a checked folder to a corrected model with both adapters on a device. No network.
+"""From a checkpoint to a corrected model on a device, in transformers' own classes. No network.
 
-It answers nothing itself; ``phi4.py`` does. Other layouts and quantisation will be other ways to
-make the same `Loaded`.
+The skeleton is filled tensor by tensor, so that both layouts, any number of files, quantization and
+merged adapters are one loop; several devices load side by side. It answers nothing itself;
+``phi4.py`` does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import ctypes
 import logging
-import threading
-import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers
-from transformers import (
-    Phi4MultimodalConfig,
-    Phi4MultimodalFeatureExtractor,
-    Phi4MultimodalForCausalLM,
-)
+from torch import nn
+from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM
 
-from phi4d.engine import folder as folders
+from phi4d.engine.adapters import Adapted, Switch, merged
+from phi4d.engine.checkpoint import LINEAR, Checkpoint, read_json
 from phi4d.engine.corrections import correct
 from phi4d.engine.faults import device_faults
+from phi4d.engine.half import widen
+from phi4d.engine.plan import Slot
+from phi4d.engine.quantize import quantized
+from phi4d.engine.skeleton import check, skeleton
 from phi4d.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +40,24 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""the same, as safetensors calls them"""
+MAPPED_BYTES = 256_000_000
+"""that are mapped at a time, of what is copied or converted anyway"""
 
-_loading = threading.Lock()
-"""transformers changes torch's default dtype and module globals while it loads"""
+Progress = Callable[[int, int], None]
+"""called with the number of files that are read, and of all"""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model that is ready to use."""
 
-    model: Phi4MultimodalForCausalLM
-    """corrected, in eval mode, with the adapters ``vision`` and ``speech``"""
+    models: dict[str, Phi4MultimodalForCausalLM]
+    """by adapter; corrected, in eval mode. One and the same, or, with merged adapters, two that
+    share everything but the language model's layers"""
+    switch: Switch
+    """makes an adapter work that is not merged"""
     features: Phi4MultimodalFeatureExtractor
     """16 kHz mono samples to mel features"""
     image_id: int
@@ -59,140 +71,244 @@ class Loaded:
     longest_tokens: int
     """no prompt may be longer: 131,072"""
 
+    def use(self, adapter: str) -> Phi4MultimodalForCausalLM:
+        """The model with an adapter, ``vision`` or ``speech``, at work."""
+        self.switch.adapter = adapter
+        return self.models[adapter]
 
-def load(folder: Path, device: str, dtype: str = "auto") -> Loaded:
-    """Load the model of a folder in the converted layout, in transformers' own classes.
+
+def load(checkpoint: Checkpoint, slot: Slot, progress: Progress | None = None) -> Loaded:
+    """Load a checkpoint as a plan says.
 
     Args:
-        folder: as `folder.check` passed it.
-        device: ``cpu`` or ``cuda:N``.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        checkpoint: from `phi4d.engine.checkpoint.read`.
+        slot: the device and how to load there.
+        progress: called in this thread before the first file and after each; what it raises ends
+            the loading.
 
     Raises:
-        ConfigError: the weights do not fit the config, or an unknown dtype.
+        ConfigError: the tensors do not fit the configuration; found before any is read.
         DeviceError: the device has too little memory, or failed.
     """
-    number = choose_dtype(dtype, device)
-    with _loading, _quiet(), device_faults(device, f"loading {folder}"):
-        config = _config(folder)
-        try:
-            pair: Any = Phi4MultimodalForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=number,
-                attn_implementation="sdpa",
-                local_files_only=True,
-                output_loading_info=True,
-                device_map=None if device == "cpu" else {"": device},
-            )
-            model, info = cast("tuple[Phi4MultimodalForCausalLM, dict[str, Any]]", pair)
-            _expect_whole(folder, info["missing_keys"], info["mismatched_keys"])
-            if info["unexpected_keys"]:
-                log.warning(
-                    "%s: %d weights have no place in the model and were left out, %s first",
-                    folder,
-                    len(info["unexpected_keys"]),
-                    min(info["unexpected_keys"]),
-                )
-            for name, subfolder in folders.ADAPTERS.items():
-                _load_adapter(model, folder, name, subfolder)
-            features = Phi4MultimodalFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"{folder}: cannot be loaded ({error})") from error
-        except RuntimeError as error:
-            if "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
-                raise ConfigError(f"{folder}: the weights do not fit config.json") from error
-            raise
-        model.eval().requires_grad_(False)
-        correct(model)
-    return Loaded(
-        model,
-        features,
-        image_id=config.vision_config.image_token_id,
-        audio_id=config.audio_config.audio_token_id,
-        stop_ids=_stop_ids(model),
-        short_tokens=config.original_max_position_embeddings,
-        longest_tokens=config.max_position_embeddings,
-    )
-
-
-def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """The number format for a device: on ``auto`` float32 on the CPU, half precision on a GPU.
-
-    bfloat16 is the published weights' own; GPUs before compute capability 8.0 only emulate it.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if dtype in DTYPES:
-        return DTYPES[dtype]
-    if dtype != "auto":
-        raise ConfigError(f"dtype: {dtype!r} is none of auto, {', '.join(DTYPES)}")
-    if device == "cpu":
-        return torch.float32
-    modern = torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.bfloat16 if modern else torch.float16
-
-
-def _config(folder: Path) -> Any:
-    try:
-        return Phi4MultimodalConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # its checks raise classes that share no base
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"{folder}/config.json: cannot be used ({first_line})") from error
-
-
-def _load_adapter(
-    model: Phi4MultimodalForCausalLM, folder: Path, name: str, subfolder: str
-) -> None:
-    info = model.load_adapter(
-        str(folder),
-        adapter_name=name,
-        # Not load_adapter's own local_files_only: transformers 5.23 fails on it.
-        adapter_kwargs={"subfolder": subfolder, "local_files_only": True},
-    )
-    # Of the missing keys only this adapter's count: the report also lists the base and the others.
-    missing = {key for key in info.missing_keys if f".{name}." in key}
-    _expect_whole(folder / subfolder, missing, info.mismatched_keys)
-
-
-def _expect_whole(where: Path, missing: Collection[str], mismatched: Collection[object]) -> None:
-    if missing:
-        raise ConfigError(
-            f"{where}: {len(missing)} weights are missing, {min(missing)} first. "
-            "Download the model again"
+    if unplaced := check(checkpoint):
+        log.warning(
+            "%s: %d tensors have no place in the model and are left out, %s first",
+            checkpoint.folder,
+            len(unplaced),
+            unplaced[0],
         )
-    if mismatched:
-        raise ConfigError(f"{where}: {len(mismatched)} weights do not fit config.json")
+    with device_faults(slot.device, f"loading {checkpoint.folder}"):
+        models, switch = _Filling(checkpoint, slot, progress or _in_silence).models()
+        model = models["vision"]
+        config: Any = model.config
+        return Loaded(
+            models,
+            switch,
+            Phi4MultimodalFeatureExtractor(**checkpoint.features),
+            image_id=config.vision_config.image_token_id,
+            audio_id=config.audio_config.audio_token_id,
+            stop_ids=_stop_ids(checkpoint),
+            short_tokens=config.original_max_position_embeddings,
+            longest_tokens=config.max_position_embeddings,
+        )
 
 
-def _stop_ids(model: Phi4MultimodalForCausalLM) -> frozenset[int]:
-    """The ids that end an answer, by the generation config and by the config."""
-    ids: set[int] = set()
-    for config in (model.generation_config, model.config):
-        eos: int | list[int] | None = config.eos_token_id
-        ids.update([eos] if isinstance(eos, int) else eos or [])
-    return frozenset(ids)
+def _in_silence(_done: int, _of: int) -> None:
+    """Nobody asked for the progress."""
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what loading says by default off the log.
+class _Filling:
+    """A skeleton on its way to a model."""
 
-    Progress bars; transformers' report, which calls the base's keys newly initialised when an
-    adapter is loaded, which is false; peft's warning that there is a second adapter, as meant.
-    """
-    log_level = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "Already found a `peft_config` attribute", UserWarning
+    def __init__(self, checkpoint: Checkpoint, slot: Slot, progress: Progress) -> None:
+        self._checkpoint = checkpoint
+        self._slot = slot
+        self._progress = progress
+        # weights that wait in main memory are brought to the device layer by layer
+        self._device = "cpu" if slot.offload_bytes else slot.device
+        self._dtype = DTYPES[slot.dtype]
+        self._stored = STORED[slot.dtype]
+        self._reader = _Reader(checkpoint)
+        self._model = skeleton(checkpoint, slot.attention)
+        self._places = frozenset(self._model.state_dict())
+        self._twin = _twin(self._model) if slot.merged else self._model
+        self._low_rank: dict[str, dict[str, dict[str, Tensor]]] = {}
+
+    def models(self) -> tuple[dict[str, Phi4MultimodalForCausalLM], Switch]:
+        """Fill the skeleton; once."""
+        model, twin = self._model, self._twin
+        files = self._checkpoint.files
+        self._progress(0, len(files))
+        for done, file in enumerate(files, 1):
+            for name, stored in self._checkpoint.tensors.items():
+                if stored.file == file:
+                    self._place(name)
+            self._reader.release()
+            self._progress(done, len(files))
+        switch = Switch()
+        for module, parts in self._low_rank.items():
+            low_rank = {adapter: (ab["A"], ab["B"]) for adapter, ab in parts.items()}
+            scales = {name: adapter.scale for name, adapter in self._checkpoint.adapters.items()}
+            model.set_submodule(
+                module, Adapted(model.get_submodule(module), switch, low_rank, scales)
             )
-            yield
-    finally:
-        transformers.logging.set_verbosity(log_level)
-        if bars:
-            transformers.logging.enable_progress_bar()
+        for each in {id(m): m for m in (model, twin)}.values():
+            each.tie_weights()
+            each.model.rotary_emb.to(self._device)
+            correct(each.eval())
+            if self._dtype is torch.float16:
+                widen(each)
+        if self._slot.offload_bytes:
+            _offload(model, self._slot)
+        _give_back()
+        return {"vision": model, "speech": twin}, switch
+
+    def _place(self, name: str) -> None:
+        """Read one tensor and put it where it belongs; an adapter's waits for its layer."""
+        module, _, rest = name.partition(".lora_")
+        if rest:
+            if not self._slot.merged:
+                part, adapter, _ = rest.split(".")
+                parts = self._low_rank.setdefault(module, {}).setdefault(adapter, {})
+                parts[part] = self._read(name)
+            return
+        if name not in self._places:
+            return  # `load` has said so
+        if name == "lm_head.weight" and self._model.config.tie_word_embeddings:
+            return
+        layer = name.removesuffix(".weight")
+        if not LINEAR.fullmatch(layer):
+            value = self._read(name)
+            for model in {id(m): m for m in (self._model, self._twin)}.values():
+                _assign(model, name, value)
+        elif self._slot.quantization != "none":
+            weight = self._reader.get(name).to(self._dtype)
+            self._model.set_submodule(
+                layer, quantized(weight, self._slot.quantization, self._device, self._dtype)
+            )
+        elif self._slot.merged:
+            weight = self._read(name)
+            for model, adapter in ((self._model, "vision"), (self._twin, "speech")):
+                _assign(model, name, self._merged(layer, weight, adapter))
+        else:
+            _assign(self._model, name, self._read(name))
+
+    def _merged(self, layer: str, weight: Tensor, adapter: str) -> Tensor:
+        if not self._checkpoint.adapters[adapter].changes(layer):
+            return weight
+        a, b = (
+            self._reader.get(f"{layer}.lora_{part}.{adapter}.weight").to(weight.device)
+            for part in "AB"
+        )
+        return merged(weight, a, b, self._checkpoint.adapters[adapter].scale)
+
+    def _read(self, name: str) -> Tensor:
+        as_it_is = self._device == "cpu" and self._checkpoint.tensors[name].dtype == self._stored
+        tensor = self._reader.get(name, keep=as_it_is)
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+
+class _Reader:
+    """Tensors of a checkpoint, mapped from their files.
+
+    What stays as it is on the CPU stays mapped: it takes no memory of its own, and slots share it.
+    What is only looked at has a mapping of its own, which is let go every `MAPPED_BYTES`: or what
+    was read of a file would count as this process's memory for as long as anything of it is kept.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._tensors = checkpoint.tensors
+        self._kept: dict[Path, Any] = {}
+        self._passing: dict[Path, Any] = {}
+        self._passed = 0
+
+    def get(self, name: str, *, keep: bool = False) -> Tensor:
+        """A tensor as it is stored.
+
+        Args:
+            name: native.
+            keep: whether the tensor itself will be used, and not a copy.
+        """
+        from safetensors import safe_open
+
+        stored = self._tensors[name]
+        if not keep:
+            if self._passed > MAPPED_BYTES:
+                self.release()
+            self._passed += stored.bytes
+        files = self._kept if keep else self._passing
+        if stored.file not in files:
+            files[stored.file] = safe_open(stored.file, framework="pt", device="cpu")
+        return cast("Tensor", files[stored.file].get_tensor(stored.key))
+
+    def release(self) -> None:
+        """Let go of what was only looked at."""
+        self._passing.clear()
+        self._passed = 0
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the kernel; glibc keeps what lies between pieces in use.
+
+    Quantizing on the CPU left 0.6 GB so.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _twin(model: Phi4MultimodalForCausalLM) -> Phi4MultimodalForCausalLM:
+    """A second model that shares all with the first but the language model's layers."""
+    inner = model.model
+    shared = [inner.embed_tokens, inner.embed_tokens_extend, inner.norm, inner.rotary_emb]
+    memo = {id(module): module for module in [*shared, model.lm_head, model.config]}
+    return copy.deepcopy(model, memo)
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if attribute in dict(module.named_buffers(recurse=False)):
+        module.register_buffer(attribute, value)
+    else:
+        module.register_parameter(attribute, nn.Parameter(value, requires_grad=False))
+
+
+def _offload(model: Phi4MultimodalForCausalLM, slot: Slot) -> None:
+    """Keep on the device what fits, and the last layers in main memory, by accelerate's hooks.
+
+    accelerate's own map fills a device in the order of the modules, and would leave out the image
+    and audio encoders, which come last.
+    """
+    from accelerate import cpu_offload
+
+    device = torch.device(slot.device)
+    room = slot.offload_bytes
+    layers = cast("nn.ModuleList", model.model.layers)
+    inner = {id(tensor) for tensor in layers.parameters()}
+    room -= sum(p.nbytes for p in model.parameters() if id(p) not in inner)
+    for module in (*model.model.children(), model.lm_head):
+        if module is not layers:
+            module.to(device)
+    for layer in layers:
+        size = sum(tensor.nbytes for tensor in layer.parameters())
+        if size <= room:
+            room -= size
+            layer.to(device)
+        else:
+            room = 0
+            # the whole layer at once: an adapter's weights are not in a module that is called
+            whole = [type(layer).__name__]
+            cpu_offload(layer, execution_device=device, preload_module_classes=whole)
+
+
+def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """The ids that end an answer, by the generation config and by the config."""
+    found: set[int] = set()
+    path = checkpoint.folder / "generation_config.json"
+    configs = [checkpoint.config, *([read_json(path)] if path.exists() else [])]
+    for config in configs:
+        eos: int | list[int] | None = config.get("eos_token_id")
+        found.update([eos] if isinstance(eos, int) else eos or [])
+    if not found:
+        raise ConfigError(f"{checkpoint.folder}/config.json: no eos_token_id: no answer would end")
+    return frozenset(found)

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Self, cast
 import numpy as np
 import torch
 
-from phi4d.engine import folder as folders
-from phi4d.engine import hub
+from phi4d.engine.checkpoint import read
 from phi4d.engine.decoding import decode
 from phi4d.engine.embedding import Clip, Prompt, embed
 from phi4d.engine.faults import give_back
-from phi4d.engine.loader import Loaded, load
+from phi4d.engine.loader import Loaded, Progress, load
+from phi4d.engine.plan import Slot
 from phi4d.engine.requests import check_requests
 from phi4d.engine.tiler import MAX_CROPS, Tiles, tile
 from phi4d.engine.tokens import Tokens
@@ -58,39 +58,34 @@ class Phi4Engine:
         self._name = name
         self._device = device
         self._max_crops = max_crops
-        self._adapter: str | None = None
         self._turn = threading.Lock()
 
     @classmethod
     def load(
         cls,
-        model_path: str,
+        folder: str | Path,
+        slot: Slot | None = None,
         *,
-        device: str = "cpu",
-        dtype: str = "auto",
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
         user_prompt: str = "<|user|>",
         assistant_prompt: str = "<|assistant|>",
         prompt_suffix: str = "<|end|>",
         max_crops: int | None = None,
         threads: int | None = None,
         name: str | None = None,
+        progress: Progress | None = None,
     ) -> Self:
-        """Find, check and load a model.
+        """Read, check and load a model.
 
         Args:
-            model_path: a folder, or a hub id that was downloaded before (`hub.resolve`).
-            device: ``cpu`` or ``cuda:N``.
-            dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16`` (`loader.choose_dtype`).
-            revision: of a hub id; None for the one with the converted layout.
-            cache_dir: the hub's cache; None for the user's.
+            folder: of the model, in either layout.
+            slot: the device and how to load there (`phi4d.engine.plan`); None for the CPU, float32.
             user_prompt: opens the user's turn; may hold special tokens, as may the next two.
             assistant_prompt: opens the answer.
             prompt_suffix: ends the user's turn.
             max_crops: the most crops a picture is cut into, 1 or more; None for the model's own.
             threads: CPU threads for torch, of the whole process; None leaves them.
-            name: what to call the model; None for the folder's name, or the hub id.
+            name: what to call the model; None for the folder's name.
+            progress: called with the files that are read, and all; what it raises ends the loading.
 
         Raises:
             ConfigError: the folder or an argument cannot be used; every fault found is named.
@@ -98,27 +93,25 @@ class Phi4Engine:
         """
         if max_crops is not None and max_crops < 1:
             raise ConfigError(f"max_crops: {max_crops} is too few; give 1 or more")
-        folder = hub.resolve(model_path, revision, cache_dir)
-        folders.check(folder)
+        slot = slot or Slot("cpu")
+        checkpoint = read(Path(folder))
         if threads is not None:
             torch.set_num_threads(threads)
-        loaded = load(folder, device, dtype)
+        loaded = load(checkpoint, slot, progress)
         tokens = Tokens(
-            folder / "tokenizer.json",
+            checkpoint.folder / "tokenizer.json",
             media=(loaded.image_id, loaded.audio_id),
             stop=loaded.stop_ids,
             user_prompt=user_prompt,
             assistant_prompt=assistant_prompt,
             prompt_suffix=prompt_suffix,
         )
-        # A hub's model lies in a folder that is named by a hash.
-        local = folder == Path(model_path).expanduser()
         return cls(
             loaded,
             tokens,
-            name=name or (folder.resolve().name if local else model_path),
-            device=device,
-            max_crops=max_crops or folders.max_crops(folder) or MAX_CROPS,
+            name=name or checkpoint.folder.resolve().name,
+            device=slot.device,
+            max_crops=max_crops or checkpoint.max_crops or MAX_CROPS,
         )
 
     @property
@@ -195,12 +188,10 @@ class Phi4Engine:
         self, loaded: Loaded, kind: Kind, prompts: list[Prompt], beat: Callable[[], None]
     ) -> dict[int, list[int]]:
         """The answers' ids by place, for prompts that may share a batch."""
-        if self._adapter != ADAPTER[kind]:
-            loaded.model.set_adapter(ADAPTER[kind])
-            self._adapter = ADAPTER[kind]
-        embeds, attend = embed(loaded.model, prompts, beat)
+        model = loaded.use(ADAPTER[kind])
+        embeds, attend = embed(model, prompts, beat)
         answers = decode(
-            loaded.model,
+            model,
             embeds,
             attend,
             prompts,

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi4d.engine import hub
-from phi4d.engine.folder import MODEL_TYPE, ORIGINAL_TYPE
+from phi4d.engine.checkpoint import WEIGHTS
+from phi4d.engine.layout import MODEL_TYPE, layout_of
 from phi4d.engine.remote import PAUSE_SECONDS, File, Remote, size
 from phi4d.errors import ConfigError, EnvironmentFault
 
@@ -67,8 +68,8 @@ def pull(
         return _pull(Remote(model, endpoint, pause_seconds), revision, cache_dir, progress)
     except OSError as error:
         raise EnvironmentFault(
-            f"{error.filename or cache_dir}: {error.strerror or error}. Mend it, or give another "
-            "cache_dir"
+            f"{error.filename or cache_dir}: {error.strerror or error}. Mend that; cache_dir, and "
+            "HF_HOME for what the hub's library keeps, say where else to go"
         ) from error
 
 
@@ -161,16 +162,17 @@ class _Download:
 def _wanted(model: str, folder: Path, files: dict[str, File]) -> list[File]:
     """The files to download, from the configuration and the index that are here already."""
     try:
-        found = json.loads((folder / hub.CONFIG).read_text("utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    if found not in (MODEL_TYPE, ORIGINAL_TYPE):
+        config = json.loads((folder / hub.CONFIG).read_text("utf-8"))
+        found, layout = config.get("model_type"), layout_of(config)
+    except (OSError, ValueError, AttributeError):
+        found = layout = None
+    if layout is None:
         raise ConfigError(
-            f"{model}: its config.json has model_type {found!r}, expected {ORIGINAL_TYPE!r} or "
-            f"{MODEL_TYPE!r}: no Phi-4-multimodal. Give another model, such as {hub.HUB_ID}"
+            f"{model}: its config.json has model_type {found!r}, expected {MODEL_TYPE!r} or "
+            f"'phi4mm': no Phi-4-multimodal. Give another model, such as {hub.HUB_ID}"
         )
     weight_map = {}
-    if hub.WEIGHTS not in files and hub.INDEX in files:
+    if WEIGHTS not in files and hub.INDEX in files:
         try:
             weight_map = hub.shards(json.loads((folder / hub.INDEX).read_text("utf-8")))
         except (OSError, ValueError) as error:

@@ -43,6 +43,10 @@ class Tokens:
         except Exception as error:  # tokenizers raises no other class
             raise ConfigError(f"{path}: not a tokenizer ({error}). Download it again") from error
         self._user = self._encode(user_prompt)
+        # what ends the user's turn ends the model's; a checkpoint's own list may lack it
+        suffix = self._encode(prompt_suffix)
+        if len(suffix) == 1:
+            self.stop |= set(suffix)
         self._end = self._encode(prompt_suffix + assistant_prompt)
         self._guard()
 

@@ -82,12 +82,3 @@ class TestSlots:
 
         assert check.status is Status.WARN
         assert check.advice.startswith("stop phi4d")
-
-
-def test_the_wishes_are_the_configuration_s():
-    config = Config(device="cuda:1", quantization="8bit", multi_gpu_threshold_gb=3)
-
-    assert start.wishes_of(config) == Wishes(
-        "cuda:1", quantization="8bit", multi_gpu_threshold_gb=3
-    )
-    assert start.wishes_of(Config(model_path="demo")).dtype == "float32"

@@ -6,6 +6,7 @@ Nothing here may use the network or a GPU.
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from enginekit import CHECKPOINT, upstream_model
 from transformers import Phi4MultimodalForCausalLM
 
 from phi4d.engine.phi4 import Phi4Engine
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # for `import checkpoints`
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -120,7 +120,7 @@ def test_packages_are_found_without_being_imported(tmp_path, monkeypatch):
 
 def test_what_the_command_line_may_import_loads_neither_torch_nor_transformers():
     code = (
-        "import sys, phi4d.engine, phi4d.engine.fake, phi4d.engine.folder\n"
+        "import sys, phi4d.engine, phi4d.engine.fake, phi4d.engine.checkpoint\n"
         "from phi4d.engine import devices, plan\n"
         "devices.cpu(), devices.installed()\n"
         "heavy = {'torch', 'transformers', 'peft', 'huggingface_hub', 'accelerate'}\n"

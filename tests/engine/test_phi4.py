@@ -24,7 +24,9 @@ from enginekit import (
 from tokenizers import Tokenizer
 
 from phi4d.engine import Engine, phi4
+from phi4d.engine.checkpoint import read
 from phi4d.engine.phi4 import Phi4Engine
+from phi4d.engine.plan import Slot
 from phi4d.errors import ConfigError, DeviceError, Stopped
 from phi4d.job import FinishReason, Kind, Request, Sampling
 
@@ -73,9 +75,7 @@ def generated(engine, request, media):
     place = {Kind.IMAGE: "<|image|>", Kind.AUDIO: "<|audio|>"}[request.kind] * media.pop("count")
     text = f"<|user|>{place}{request.prompt}<|end|><|assistant|>"
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False).ids])
-    model = engine._loaded.model
-    model.set_adapter(phi4.ADAPTER[request.kind])
-    engine._adapter = None
+    model = engine._loaded.use(phi4.ADAPTER[request.kind])
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -90,7 +90,7 @@ def generated(engine, request, media):
 def test_a_picture_is_answered_as_by_transformers_own_generate(engine):
     for name in PICTURES:
         request = picture(name, max_new_tokens=TOKENS)
-        tiles = phi4.tile(request.media, phi4.folders.max_crops(CHECKPOINT))
+        tiles = phi4.tile(request.media, read(CHECKPOINT).max_crops)
         media = {
             "count": tiles.tokens,
             "image_pixel_values": tiles.pixels[None],
@@ -204,18 +204,6 @@ def test_the_wrong_adapter_answers_otherwise(engine, monkeypatch):
     assert engine.generate(asked) == [right]
 
 
-def test_the_adapter_changes_with_the_kind_and_only_then(engine, monkeypatch):
-    changes = []
-    change = engine._loaded.model.set_adapter
-    monkeypatch.setattr(
-        engine._loaded.model, "set_adapter", lambda name: (changes.append(name), change(name))
-    )
-    engine._adapter = None
-    for request in (clip(0.5), clip(0.6), noise(9, 9), noise(8, 8), clip(0.5)):
-        engine.generate([dataclasses.replace(request, max_new_tokens=1)])
-    assert changes == ["speech", "vision", "speech"]
-
-
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 1500), (7, 9), (449, 1)])
 def test_any_size_of_picture_is_answered(engine, size):
     (done,) = engine.generate([noise(*size, max_new_tokens=2)])
@@ -287,7 +275,7 @@ def test_what_on_step_raises_ends_the_call_and_no_more(engine, error):
 
 @pytest.mark.parametrize("part", ["encode", "answer"])
 def test_too_little_memory_is_a_device_error_and_no_more(engine, monkeypatch, part):
-    model = engine._loaded.model
+    model = engine._loaded.models["speech"]
     asked = [picture(PICTURES[0])]
     before = engine.generate(asked)
 
@@ -359,10 +347,8 @@ def test_is_an_engine_by_name_and_device(engine):
     assert (it.model, it.device) == ("checkpoint", "cpu")
 
 
-def test_a_model_from_the_hub_is_named_by_its_id(monkeypatch):
-    monkeypatch.setattr(phi4.hub, "resolve", lambda model, revision, cache_dir: CHECKPOINT)
-    engine = Phi4Engine.load("microsoft/Phi-4-multimodal-instruct")
-    assert engine.model == "microsoft/Phi-4-multimodal-instruct"
+def test_a_model_has_the_name_that_it_is_given():
+    assert Phi4Engine.load(CHECKPOINT, name="org/name").model == "org/name"
 
 
 def test_fewer_crops_make_shorter_prompts():
@@ -381,7 +367,7 @@ def test_a_request_may_ask_for_fewer_crops_but_not_for_more(engine):
 
 def test_the_models_own_crops_are_the_default(engine):
     (done,) = engine.generate([noise(900, 900, max_new_tokens=1)])
-    most = phi4.folders.max_crops(CHECKPOINT)
+    most = read(CHECKPOINT).max_crops
     assert done.prompt_tokens == phi4.tile(noise(900, 900).media, most).tokens + WORDS
 
 
@@ -390,7 +376,6 @@ def test_the_models_own_crops_are_the_default(engine):
     [
         ("/nowhere", {}, "no such folder"),
         (str(CHECKPOINT), {"max_crops": 0}, "max_crops: 0"),
-        (str(CHECKPOINT), {"dtype": "int3"}, "dtype: 'int3'"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(path, options, said):
@@ -407,7 +392,7 @@ def test_the_threads_are_set():
 
 def test_closed_it_lets_the_model_go_and_refuses_calls():
     engine = Phi4Engine.load(str(CHECKPOINT))
-    model = weakref.ref(engine._loaded.model)
+    model = weakref.ref(engine._loaded.models["vision"])
     engine.close()
     engine.close()
     assert model() is None
@@ -416,7 +401,7 @@ def test_closed_it_lets_the_model_go_and_refuses_calls():
 
 
 def test_half_precision_answers_too():
-    engine = Phi4Engine.load(str(CHECKPOINT), dtype="bfloat16")
+    engine = Phi4Engine.load(CHECKPOINT, Slot("cpu", "bfloat16"))
     clips = [Request(Kind.AUDIO, TRANSCRIBE, speech()), clip(45.0, max_new_tokens=3)]
     assert engine.generate(clips)[0].text
     assert engine.generate([picture(PICTURES[0], DESCRIBE)])[0].text

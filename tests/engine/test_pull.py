@@ -299,7 +299,7 @@ class TestRefusals:
 
     def test_another_kind_of_model(self, hub, tmp_path):
         hub.files["config.json"] = b'{"model_type": "llama"}'
-        with pytest.raises(ConfigError, match="model_type 'llama', expected 'phi4mm' or"):
+        with pytest.raises(ConfigError, match="model_type 'llama', expected 'phi4_mult"):
             get(hub, tmp_path)
         assert SHARD not in names(hub)
 

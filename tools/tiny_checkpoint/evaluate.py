@@ -21,6 +21,7 @@ from phi4d.engine.phi4 import ADAPTER, Phi4Engine
 from phi4d.job import Kind, Request
 
 CHECKPOINT = Path(__file__).parents[2] / "phi4d" / "demo" / "checkpoint"
+USUAL = dict(ADAPTER)
 PICTURE_SEED, SPEECH_SEED = 7_100_000_000, 5_100_000_000
 
 
@@ -28,7 +29,7 @@ class Examiner:
     """Asks the engine, and can give it the wrong adapter or none."""
 
     def __init__(self, folder: Path) -> None:
-        self._engine = Phi4Engine.load(str(folder), dtype="float32", threads=1)
+        self._engine = Phi4Engine.load(folder, threads=1)
         self.seconds = 0.0
 
     def ask(self, kind: Kind, media: Iterable[np.ndarray], size: int = 10) -> list[str]:
@@ -43,18 +44,13 @@ class Examiner:
 
     def swap(self, adapter: str | None, kind: Kind) -> None:
         """Answer ``kind`` with another adapter from now on, or with none."""
-        model = self._engine._loaded.model  # the product has no use for this
-        self._engine._adapter = ADAPTER[kind]
-        if adapter is None:
-            model.disable_adapters()
-        else:
-            model.enable_adapters()
-            model.set_adapter(adapter)
+        models = self._engine._loaded.models  # the product has no use for this
+        models["none"] = models["vision"]
+        ADAPTER[kind] = adapter or "none"
 
     def restore(self) -> None:
         """Let the engine choose again."""
-        self._engine._loaded.model.enable_adapters()
-        self._engine._adapter = None
+        ADAPTER.update(USUAL)
 
 
 def pictures(size: tuple[int, int], count: int, seed: int) -> list[tuple[np.ndarray, str]]:

@@ -1,0 +1,170 @@
+"""From the configuration to loaded engines: find the model, check, plan, load side by side.
+
+What is told while it lasts: a line for each slot at its beginning and its end, and in between how
+many files are read, in the service manager's status and, where it takes long, in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import fields
+from pathlib import Path
+
+from phi4d import demo
+from phi4d.config import Config
+from phi4d.engine import Engine, checkpoint, devices, hub
+from phi4d.engine.placement import wants_gpus
+from phi4d.engine.plan import Slot, Wishes, plan
+from phi4d.errors import Stopped
+from phi4d.notify import notify
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+LOOK_SECONDS = 0.2  # how often a signal to stop is looked for while loading
+QUIET_SECONDS = 5.0  # files that follow each other faster are not told one by one in the log
+
+Load = Callable[[Slot, Callable[[int, int], None]], Engine]
+
+
+def make_engines(config: Config) -> Iterator[Engine]:
+    """Load the model on each device that the plan names, all at the same time.
+
+    Raises:
+        ConfigError: the model is not there, is broken, or cannot be had as configured; told before
+            any device's memory is taken.
+        DeviceError: a device failed, or had less room than it seemed.
+        Stopped: a signal to stop came.
+    """
+    folder, name = locate(config)
+    # a model that is missing is told at once, not after the seconds that importing torch takes
+    slots = plan_slots(config, checkpoint.read(folder))
+
+    from phi4d.engine.phi4 import Phi4Engine
+
+    def load(slot: Slot, progress: Callable[[int, int], None]) -> Engine:
+        return Phi4Engine.load(
+            folder,
+            slot,
+            name=name,
+            user_prompt=config.user_prompt,
+            assistant_prompt=config.assistant_prompt,
+            prompt_suffix=config.prompt_suffix,
+            progress=progress,
+        )
+
+    yield from side_by_side(slots, load, name)
+
+
+def locate(config: Config) -> tuple[Path, str]:
+    """The folder of the configured model, and what the model is called.
+
+    Raises:
+        ConfigError: it is not here.
+    """
+    if config.model_path == demo.MODEL_PATH:
+        return demo.CHECKPOINT, demo.NAME
+    folder = hub.resolve(config.model_path, config.revision, config.cache_dir)
+    # a hub's model lies in a folder that is named by a hash
+    return folder, config.model_path if hub.is_remote(config.model_path) else folder.resolve().name
+
+
+def wishes_of(config: Config) -> Wishes:
+    """What the configuration asks of the plan."""
+    wishes = {field.name: getattr(config, field.name) for field in fields(Wishes)}
+    if config.model_path == demo.MODEL_PATH and config.dtype == "auto":
+        wishes["dtype"] = "float32"  # the toy was trained for it
+    return Wishes(**wishes)
+
+
+def plan_slots(config: Config, found: checkpoint.Checkpoint) -> list[Slot]:
+    """What to load where, by the configuration and by what this machine has.
+
+    Raises:
+        ConfigError: it cannot be had; every fault is named.
+    """
+    wishes = wishes_of(config)
+    gpus = devices.probe() if wants_gpus(wishes) else []
+    return plan(gpus, devices.cpu(), found.size, wishes, devices.installed())
+
+
+def side_by_side(slots: Sequence[Slot], load: Load, name: str) -> list[Engine]:
+    """Load an engine for each slot, each in a thread of its own.
+
+    Args:
+        slots: what to load where.
+        load: loads one; is given a listener to call with the files that are read, and all.
+        name: of the model, for the log.
+
+    Raises:
+        Stopped: a signal to stop is pending.
+        Exception: what the first that failed raised; the others are ended and closed.
+    """
+    progress = _Progress()
+    begun = time.monotonic()
+    for slot in slots:
+        log.info("loading %s on %s: %s", name, slot.device, slot.why or slot.dtype)
+    with ThreadPoolExecutor(len(slots), thread_name_prefix="load") as pool:
+        loads = [
+            pool.submit(load, slot, progress.listener(i, slot)) for i, slot in enumerate(slots)
+        ]
+        try:
+            for done in _as_they_end(loads):
+                slot = slots[loads.index(done)]
+                done.result()
+                log.info(
+                    "%s: loaded in %.1f s%s", slot.device, time.monotonic() - begun, _used(slot)
+                )
+        except BaseException:
+            progress.cancelled.set()
+            wait(loads)
+            for future in loads:
+                if not future.exception():
+                    future.result().close()
+            raise
+    return [future.result() for future in loads]
+
+
+def _as_they_end(loads: Sequence[Future[Engine]]) -> Iterator[Future[Engine]]:
+    pending = set(loads)
+    while pending:
+        done, pending = wait(pending, LOOK_SECONDS, FIRST_COMPLETED)
+        yield from done
+        if signal.sigpending() & STOP_SIGNALS:
+            raise Stopped("told to stop while loading")
+
+
+def _used(slot: Slot) -> str:
+    return f", {devices.used_bytes(slot.device) / 1e9:.1f} GB"
+
+
+class _Progress:
+    """How far each slot is; told together."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._files: dict[int, str] = {}
+        self._told = time.monotonic()
+
+    def listener(self, number: int, slot: Slot) -> Callable[[int, int], None]:
+        """For one slot; raises `Stopped` when loading was given up."""
+
+        def listen(done: int, of: int) -> None:
+            if self.cancelled.is_set():
+                raise Stopped("loading was given up")
+            with self._lock:
+                self._files[number] = f"{done}/{of} shards on {slot.device}"
+                words = "loading " + ", ".join(self._files[key] for key in sorted(self._files))
+                now = time.monotonic()
+                aloud = now - self._told >= QUIET_SECONDS
+                self._told = now if aloud else self._told
+            notify(f"STATUS={words}")
+            log.log(logging.INFO if aloud else logging.DEBUG, "%s", words)
+
+        return listen

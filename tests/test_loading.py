@@ -1,0 +1,182 @@
+"""From a configuration to engines: planned, loaded side by side, told, and given up together."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from phi4d import demo, loading
+from phi4d.config import Config
+from phi4d.engine.fake import FakeEngine
+from phi4d.engine.plan import Slot, Wishes
+from phi4d.errors import ConfigError, DeviceError, Stopped
+
+CPU, GPU = Slot("cpu", why="float32: 1 of 2 GB"), Slot("cuda:0", "bfloat16", why="merged")
+
+
+def two(load: loading.Load) -> list[object]:
+    return list(loading.side_by_side([CPU, GPU], load, "the model"))
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phi4d.engine.devices.used_bytes", lambda device: 3_000_000_000)
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The service manager's ear."""
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(path))
+        ear.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        yield ear
+
+
+class TestSideBySide:
+    def test_all_load_at_the_same_time_and_come_in_the_plans_order(self) -> None:
+        together = threading.Barrier(2)
+
+        def load(slot: Slot, progress: Callable[[int, int], None]) -> FakeEngine:
+            together.wait(10)  # it would break if one waited for the other
+            return FakeEngine(device=slot.device)
+
+        assert [engine.device for engine in two(load)] == ["cpu", "cuda:0"]  # type: ignore[attr-defined]
+
+    def test_the_log_has_the_plan_the_seconds_and_the_memory(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        two(lambda slot, progress: FakeEngine(device=slot.device))
+        lines = [record.getMessage() for record in caplog.records]
+        assert "loading the model on cpu: float32: 1 of 2 GB" in lines
+        assert "loading the model on cuda:0: merged" in lines
+        done = [line for line in lines if line.startswith("cuda:0: loaded in ")]
+        assert done[0].endswith(" s, 3.0 GB")
+
+    def test_the_service_manager_hears_how_far_each_is(self, manager: socket.socket) -> None:
+        first = threading.Event()
+
+        def load(slot: Slot, progress: Callable[[int, int], None]) -> FakeEngine:
+            if slot is GPU:
+                first.wait(10)
+            progress(3, 5)
+            first.set()
+            return FakeEngine(device=slot.device)
+
+        two(load)
+        assert manager.recv(999) == b"STATUS=loading 3/5 shards on cpu"
+        assert manager.recv(999) == b"STATUS=loading 3/5 shards on cpu, 3/5 shards on cuda:0"
+
+    def test_slow_files_are_told_in_the_log_and_fast_ones_are_not(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        caplog.set_level(logging.INFO)
+
+        def load(slot: Slot, progress: Callable[[int, int], None]) -> FakeEngine:
+            progress(1, 5)
+            monkeypatch.setattr(loading, "QUIET_SECONDS", 0.0)
+            progress(2, 5)
+            return FakeEngine()
+
+        loading.side_by_side([CPU], load, "m")
+        told = [r.getMessage() for r in caplog.records if "shards" in r.getMessage()]
+        assert told == ["loading 2/5 shards on cpu"]
+
+    @pytest.mark.parametrize("error", [ConfigError("bad"), DeviceError("full"), ValueError("bug")])
+    def test_one_that_fails_ends_the_others_and_gives_their_memory_back(
+        self, error: Exception
+    ) -> None:
+        made = FakeEngine()
+        loaded = threading.Event()
+        ended = []
+
+        def load(slot: Slot, progress: Callable[[int, int], None]) -> FakeEngine:
+            if slot.device == "cuda:1":
+                loaded.set()
+                return made
+            if slot is CPU:
+                loaded.wait(10)
+                raise error
+            try:
+                while True:
+                    progress(0, 5)
+            except Stopped:
+                ended.append(slot)
+                raise
+
+        with pytest.raises(type(error)) as caught:
+            loading.side_by_side([CPU, GPU, Slot("cuda:1")], load, "m")
+        assert caught.value is error
+        assert made.closed
+        assert ended == [GPU]
+
+    def test_a_signal_to_stop_ends_loading(self) -> None:
+        begun = threading.Event()
+
+        def load(slot: Slot, progress: Callable[[int, int], None]) -> FakeEngine:
+            while True:
+                progress(0, 5)
+                begun.set()
+
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, loading.STOP_SIGNALS)
+        here = threading.get_ident()
+        killer = threading.Thread(
+            target=lambda: begun.wait(10) and signal.pthread_kill(here, signal.SIGTERM)
+        )
+        killer.start()
+        try:
+            with pytest.raises(Stopped, match="told to stop while loading"):
+                loading.side_by_side([CPU], load, "m")
+        finally:
+            killer.join()
+            signal.sigtimedwait(loading.STOP_SIGNALS, 0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_the_wishes_are_the_configuration_s():
+    config = Config(device="cuda:1", quantization="8bit", multi_gpu_threshold_gb=3)
+    assert loading.wishes_of(config) == Wishes(
+        "cuda:1", quantization="8bit", multi_gpu_threshold_gb=3
+    )
+    assert loading.wishes_of(Config(model_path="demo")).dtype == "float32"
+    assert loading.wishes_of(Config(model_path="demo", dtype="bfloat16")).dtype == "bfloat16"
+
+
+def test_a_model_is_called_by_its_hubs_name_or_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("phi4d.engine.hub.resolve", lambda *_: tmp_path / "0123abcd")
+    assert loading.locate(Config())[1] == "microsoft/Phi-4-multimodal-instruct"
+    assert loading.locate(Config(model_path="demo")) == (demo.CHECKPOINT, demo.NAME)
+    monkeypatch.undo()
+    (tmp_path / "phi").mkdir()
+    (tmp_path / "link").symlink_to("phi")
+    assert loading.locate(Config(model_path=str(tmp_path / "link")))[1] == "phi"
+
+
+def test_two_slots_on_the_cpu_are_two_engines_as_configured():
+    config = Config(
+        model_path="demo", device="cpu,cpu", dtype="bfloat16", quantization="4bit",
+        prompt_suffix="<|end|>",
+    )  # fmt: skip
+    first, second = loading.make_engines(config)
+    assert (first.model, first.device) == (demo.NAME, "cpu")
+    assert first is not second
+    for engine in (first, second):
+        engine.close()
+
+
+def test_a_model_that_is_missing_is_told_before_torch_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("phi4d.engine.devices.probe", None)
+    with pytest.raises(ConfigError, match="no such folder"):
+        next(loading.make_engines(Config(model_path=str(tmp_path / "none"), device="cuda")))
