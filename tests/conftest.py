@@ -21,6 +21,8 @@ def _no_leaks() -> Iterator[None]:
     threads_before = set(threading.enumerate())
     children_before = _children()
     yield
+    for thread in set(threading.enumerate()) - threads_before:
+        thread.join(2)  # it may have been told to end and not be through yet
     threads = {t for t in threading.enumerate() if t.is_alive()} - threads_before
     assert not threads, f"the test left threads behind: {threads}"
     children = _children()  # a shared decode pool may have replaced some of its own

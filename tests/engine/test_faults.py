@@ -231,7 +231,7 @@ def test_what_is_too_large_for_all_devices_fails_and_the_rest_is_done(desk, make
 
 def test_the_real_engine_goes_down_the_ladder(desk, engine, monkeypatch):
     # given the toy model on a device that holds eight seconds at a time
-    encoder = engine._loaded.model.model.embed_tokens_extend.audio_embed
+    encoder = engine._loaded.models["speech"].model.embed_tokens_extend.audio_embed
     real = encoder.forward
 
     def forward(*args, **kwargs):

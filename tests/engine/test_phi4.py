@@ -362,7 +362,7 @@ def test_a_request_may_ask_for_fewer_crops_but_not_for_more(engine):
     few, many = engine.generate(wide)
     assert few.prompt_tokens == 545 + WORDS
     assert many == engine.generate([noise(900, 900, max_new_tokens=1)])[0]
-    assert engine.max_crops == phi4.folders.max_crops(CHECKPOINT)
+    assert engine.max_crops == read(CHECKPOINT).max_crops
 
 
 def test_the_models_own_crops_are_the_default(engine):
