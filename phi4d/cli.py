@@ -295,12 +295,33 @@ def check(
     config_file: LegacyOption = None,
     settings: SetOption = None,
 ) -> None:
-    """See that the model's files are there, whole, and fit together; without loading it."""
+    """See that the model's files are there, whole, and fit together, without loading it."""
     with _Refusals():
         settled = _model_config(config, config_file, settings, model, revision, cache_dir)
         from phi4d import model as models
 
         models.check(settled, typer.echo)
+
+
+@model_app.command()
+def info(
+    model: ModelArgument = None,
+    revision: RevisionOption = None,
+    cache_dir: CacheOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Tell what the model is: layout, parameters, adapters, number format, size, place."""
+    with _Refusals():
+        settled = _model_config(config, config_file, settings, model, revision, cache_dir)
+        import json
+
+        from phi4d import model as models
+
+        told = models.info(settled)
+        typer.echo(json.dumps(told, indent=2) if as_json else models.render(told))
 
 
 def _model_config(

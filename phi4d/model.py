@@ -1,10 +1,11 @@
-"""`phi4d model`: gets a model onto this machine, checks it, tells what it is. Loads none."""
+"""`phi4d model`: gets a model onto this machine, checks it, tells what it is. Loads no weights."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import rich.progress
 from rich.console import Console
@@ -15,17 +16,10 @@ from phi4d.engine import checkpoint, hub
 from phi4d.engine.pull import Progress, Pulled
 from phi4d.engine.pull import pull as download
 from phi4d.engine.remote import size
+from phi4d.loading import locate
 
-
-def find(config: Config) -> Path:
-    """The folder of the model that is configured.
-
-    Raises:
-        ConfigError: it is not here, or not whole.
-    """
-    if config.model_path == demo.MODEL_PATH:
-        return demo.CHECKPOINT
-    return hub.resolve(config.model_path, config.revision, config.cache_dir)
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+"""what safetensors calls number formats, to what everybody else does"""
 
 
 def pull(config: Config, say: Callable[[str], None]) -> None:
@@ -62,11 +56,83 @@ def check(config: Config, say: Callable[[str], None]) -> None:
     Raises:
         ConfigError: with every fault.
     """
-    found = checkpoint.read(find(config))
+    found = checkpoint.read(locate(config)[0])
     from phi4d.engine import skeleton  # after it: importing torch takes seconds
 
-    skeleton.check(found)
-    say(f"ok: {found.folder}")
+    if strange := skeleton.check(found):
+        say(f"{len(strange)} tensors have no place in the model and are left out: {strange[0]} …")
+    files, count = _files(found)
+    say(f"ok: {found.folder}: {found.layout} layout, {files} weight files, {size(count)}")
+
+
+def info(config: Config) -> dict[str, Any]:
+    """What the model that is configured is, in terms of JSON; numbers are parameters and bytes.
+
+    Raises:
+        ConfigError: it is not here, or cannot be read.
+    """
+    found = checkpoint.read(locate(config)[0])
+    folder, parts = found.folder, found.size
+    parameters = {
+        "language": parts.language,
+        "embedding": parts.embedding,
+        "towers": parts.towers,
+        "vision_adapter": parts.vision_adapter,
+        "speech_adapter": parts.speech_adapter,
+    }
+    dtypes: Counter[str] = Counter()
+    for tensor in found.tensors.values():
+        dtypes[DTYPES.get(tensor.dtype, tensor.dtype)] += tensor.bytes
+    files, count = _files(found)
+    return {
+        "model": config.model_path,
+        "revision": config.revision if hub.is_remote(config.model_path) else None,
+        "commit": folder.name if hub.is_commit(folder.name) else None,
+        "folder": str(folder),
+        "layout": str(found.layout),
+        "parameters": {"total": sum(parameters.values()), **parameters},
+        "adapters": {
+            name: {"rank": a.rank, "scale": a.scale} for name, a in found.adapters.items()
+        },
+        "dtypes": [name for name, _ in dtypes.most_common()],
+        "files": files,
+        "bytes": count,
+    }
+
+
+def render(told: dict[str, Any]) -> str:
+    """`info` for the eyes."""
+    parameters = dict(told["parameters"])
+    parts = ", ".join(
+        f"{name.replace('_', ' ')} {_millions(count)}"
+        for name, count in parameters.items()
+        if name != "total"
+    )
+    adapters = "; ".join(
+        f"{name} rank {adapter['rank']}, scale {adapter['scale']:g}"
+        for name, adapter in told["adapters"].items()
+    )
+    rows = {
+        "model": told["model"],
+        "revision": told["revision"],
+        "commit": told["commit"],
+        "folder": told["folder"],
+        "layout": told["layout"],
+        "parameters": f"{_millions(parameters['total'])}: {parts}",
+        "adapters": adapters,
+        "dtype": ", ".join(told["dtypes"]),
+        "weights": f"{told['files']} files, {size(told['bytes'])}",
+    }
+    return "\n".join(f"{name:12}{value}" for name, value in rows.items() if value)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.0f} M" if count >= 1e7 else f"{count / 1e6:.2f} M"
+
+
+def _files(found: checkpoint.Checkpoint) -> tuple[int, int]:
+    """The number of weight files, and their bytes."""
+    return len(found.files), sum(file.stat().st_size for file in found.files)
 
 
 def _what_came(pulled: Pulled) -> str:

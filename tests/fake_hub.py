@@ -28,17 +28,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def original_layout() -> dict[str, bytes]:
     """The names of what the hub's main revision consists of, with little in them."""
-    index = {"weight_map": {
-        "model.layers.0.mlp.down_proj.base_layer.weight": "model-00001-of-00002.safetensors",
-        "model.layers.0.mlp.down_proj.lora_A.speech.weight": "model-00001-of-00002.safetensors",
-        "model.layers.0.mlp.down_proj.lora_A.vision.weight": "model-00002-of-00002.safetensors",
-    }}  # fmt: skip
-    files = dict.fromkeys(ORIGINAL_NEEDED | ORIGINAL_OTHERS, b"")
-    files = {name: f"this is {name}".encode() for name in files}
+    files = {name: f"this is {name}".encode() for name in ORIGINAL_NEEDED | ORIGINAL_OTHERS}
+    files |= {"processor_config.json": b"{}", "tokenizer_config.json": b'{"x": 1}'}
     files["config.json"] = b'{"model_type": "phi4mm"}'
-    files["model.safetensors.index.json"] = json.dumps(index).encode()
-    for number in (1, 2):
-        files[f"model-0000{number}-of-00002.safetensors"] = bytes([number]) * 3 * LARGE_BYTES
+    key = "model.layers.0.mlp.down_proj"
+    index = {
+        f"{key}.base_layer.weight": "model-00001-of-00002.safetensors",
+        f"{key}.lora_A.speech.weight": "model-00001-of-00002.safetensors",
+        f"{key}.lora_A.vision.weight": "model-00002-of-00002.safetensors",
+    }
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": index}).encode()
     return files
 
 

@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from phi4d.engine import hub
-from phi4d.engine.checkpoint import WEIGHTS
+from phi4d.engine import checkpoint, hub
 from phi4d.engine.layout import MODEL_TYPE, layout_of
 from phi4d.engine.remote import PAUSE_SECONDS, File, Remote, size
 from phi4d.errors import ConfigError, EnvironmentFault
@@ -49,7 +48,8 @@ def pull(
     """Download what is not here yet of the files that phi4d needs of a model.
 
     What breaks off goes on from there at the next call, within a file too. What the hub's library
-    has in its own cache is taken as it is.
+    has in its own cache is taken as it is. A copy that cannot be read is compared with the hub, and
+    what differs comes again.
 
     Args:
         model: name on the hub.
@@ -75,8 +75,8 @@ def pull(
 
 def _pull(remote: Remote, revision: str, cache_dir: Path, progress: Progress | None) -> Pulled:
     model = remote.model
-    whole = (f for f in hub.snapshots(model, revision, cache_dir) if not hub.missing(f))
-    here = next(whole, None)
+    whole = [f for f in hub.snapshots(model, revision, cache_dir) if not hub.missing(f)]
+    here = next(filter(_can_be_read, whole), None)
     if here and hub.is_commit(revision):
         return Pulled(here)
     try:
@@ -89,7 +89,18 @@ def _pull(remote: Remote, revision: str, cache_dir: Path, progress: Progress | N
         return Pulled(here)
     with _alone(model, cache_dir):
         storage = hub.storage_of(model, cache_dir)
-        return _Download(remote, storage, commit, progress).run(revision, files)
+        download = _Download(remote, storage, commit, progress)
+        if whole and not here:
+            download.remove_damaged(files)
+        return download.run(revision, files)
+
+
+def _can_be_read(folder: Path) -> bool:
+    try:
+        checkpoint.read(folder)
+    except ConfigError:
+        return False
+    return True
 
 
 class _Download:
@@ -127,6 +138,14 @@ class _Download:
             self._get(file)
         _refer(reference, self._commit)
         return Pulled(self._folder, self._fetched)
+
+    def remove_damaged(self, files: dict[str, File]) -> None:
+        """Remove files that are not what the hub has, so that they come again. Reads them all."""
+        for file in files.values():
+            place = self._folder / file.name
+            if place.is_file() and _digest(place, file) != file.digest:
+                place.resolve().unlink()
+                place.unlink(missing_ok=True)
 
     def _get(self, file: File) -> None:
         def arrived(count: int) -> None:
@@ -172,7 +191,7 @@ def _wanted(model: str, folder: Path, files: dict[str, File]) -> list[File]:
             f"'phi4mm': no Phi-4-multimodal. Give another model, such as {hub.HUB_ID}"
         )
     weight_map = {}
-    if WEIGHTS not in files and hub.INDEX in files:
+    if checkpoint.WEIGHTS not in files and hub.INDEX in files:
         try:
             weight_map = hub.shards(json.loads((folder / hub.INDEX).read_text("utf-8")))
         except (OSError, ValueError) as error:
@@ -215,18 +234,25 @@ def _expect_room(count: int, cache_dir: Path) -> None:
 def _verify(part: Path, file: File) -> None:
     """See that what came is what the hub has, and that it is on the disk."""
     with part.open("rb+") as content:
-        if len(file.digest) == 64:
-            digest = hashlib.file_digest(content, "sha256")
-        else:  # git's own hash of a file, which says nothing of who made it
-            digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
-            digest.update(content.read())
         os.fsync(content)
-    if digest.hexdigest() != file.digest:
+    if _digest(part, file) != file.digest:
         part.unlink()
         raise EnvironmentFault(
             f"{part}: {file.name} arrived damaged and was removed. Download it again with the same "
             "command"
         )
+
+
+def _digest(path: Path, file: File) -> str:
+    """What the hub would call this content of a file."""
+    with path.open("rb") as content:
+        if len(file.digest) == 64:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+        # git's own hash of a file, which says nothing of who made it
+        known = hashlib.sha1(usedforsecurity=False)
+        known.update(f"blob {path.stat().st_size}\0".encode())
+        known.update(content.read())
+        return known.hexdigest()
 
 
 def _link(blob: Path, place: Path) -> None:

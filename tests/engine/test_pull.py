@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import checkpoints
 import pytest
 from fake_hub import (
     COMMIT,
@@ -18,6 +19,8 @@ from fake_hub import (
 
 from phi4d import demo
 from phi4d.engine import hub as places
+from phi4d.engine.checkpoint import read
+from phi4d.engine.layout import Layout
 from phi4d.engine.pull import pull
 from phi4d.engine.remote import TRIES
 from phi4d.errors import ConfigError, EnvironmentFault
@@ -27,9 +30,18 @@ TOKEN = "hf_of_nobody"  # noqa: S105 - lets nobody in anywhere
 OTHER_COMMIT = "f" * 40
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """The demo checkpoint as the hub's main revision has the real one: adapters in the shards."""
+    folder = tmp_path_factory.mktemp("hub") / "original"
+    made = read(demo.CHECKPOINT)
+    checkpoints.rewrite(made, folder, Layout.ORIGINAL, shard_bytes=2_500_000)  # two shards
+    return original_layout() | contents(folder)
+
+
 @pytest.fixture
-def hub():
-    with running(original_layout()) as hub:
+def hub(original):
+    with running(original) as hub:
         yield hub
 
 
@@ -194,6 +206,32 @@ class TestAgain:
         assert names(hub) == [SHARD]
 
 
+class TestDamage:
+    @pytest.mark.parametrize("revision", ["main", COMMIT])
+    @pytest.mark.parametrize(
+        "spoil", [lambda content: content[:99], lambda content: bytes(len(content))]
+    )
+    @pytest.mark.parametrize("name", [SHARD, "tokenizer.json"])
+    def test_what_cannot_be_read_comes_again(self, hub, tmp_path, name, spoil, revision):
+        folder = get(hub, tmp_path, revision).folder
+        (folder / name).write_bytes(spoil(hub.files[name]))
+        hub.fetched.clear()
+
+        assert get(hub, tmp_path, revision).folder == folder
+        assert names(hub) == [name]
+        assert contents(folder)[name] == hub.files[name]
+
+    def test_a_damaged_copy_of_the_hub_s_library_is_left_alone(self, hub, tmp_path, own_cache):
+        theirs = get(hub, own_cache).folder
+        (theirs / SHARD).write_bytes(b"")
+
+        pulled = get(hub, tmp_path / "cache")
+
+        assert contents(pulled.folder)[SHARD] == hub.files[SHARD]
+        assert (theirs / SHARD).read_bytes() == b""
+        assert places.resolve(hub.MODEL, "main", tmp_path / "cache") == pulled.folder
+
+
 class TestBreakingOff:
     def test_the_next_call_goes_on_in_the_middle_of_a_file(self, hub, tmp_path):
         hub.break_offs = [(SHARD, 7_000)] + [(SHARD, 0)] * (TRIES - 1)
@@ -239,7 +277,7 @@ class TestBreakingOff:
     def test_a_part_that_is_too_long_is_thrown_away(self, hub, tmp_path):
         blobs = tmp_path / "models--org--name" / "blobs"
         blobs.mkdir(parents=True)
-        (blobs / f"{digest(hub.files[SHARD])}.incomplete").write_bytes(b"x" * 50_000)
+        (blobs / f"{digest(hub.files[SHARD])}.incomplete").write_bytes(b"x" * 9_000_000)
 
         assert contents(get(hub, tmp_path).folder)[SHARD] == hub.files[SHARD]
 
@@ -268,9 +306,10 @@ class TestRoom:
         hub.break_offs = [(SHARD, 10_000)] + [(SHARD, 0)] * (TRIES - 1)
         with pytest.raises(EnvironmentFault):
             get(hub, tmp_path)
-        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=20_000))
+        lacking = len(hub.files[SHARD]) - 10_000
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=lacking))
 
-        assert get(hub, tmp_path).fetched_bytes == 20_000
+        assert get(hub, tmp_path).fetched_bytes == lacking
 
     def test_a_cache_that_cannot_be_made(self, hub, tmp_path):
         (tmp_path / "file").write_text("")
