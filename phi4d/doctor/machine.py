@@ -116,7 +116,7 @@ def packages(run: Callable[[str], str] | None = None) -> Iterator[Check]:
             yield fail(name, "not installed", f"pip install {name}")
     for module, name, without in (
         ("flash_attn", "flash-attn", "torch's own attention is used"),
-        ("bitsandbytes", "bitsandbytes", "there is no 8bit and no 4bit"),
+        ("bitsandbytes", "bitsandbytes", "there is no 4bit"),
     ):
         if not importlib.util.find_spec(module):
             yield ok(name, f"not installed: {without}")

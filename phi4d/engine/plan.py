@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from phi4d.engine.placement import finds_its_own, place
 from phi4d.engine.rungs import (
     BYTES,
-    QUANTIZED_CAPABILITY,
+    QUANTIZED,
     Rung,
     dtypes,
     flash_lacks,
@@ -180,7 +180,7 @@ def _told_of_the_left_out(slots: list[Slot], crowded: Sequence[Device]) -> list[
 
 
 def _contradictions(wishes: Wishes) -> list[str]:
-    if wishes.merge_adapters == "always" and wishes.quantization in QUANTIZED_CAPABILITY:
+    if wishes.merge_adapters == "always" and wishes.quantization in QUANTIZED:
         return [
             f"merge_adapters: 'always' does not go with quantization {wishes.quantization!r}: "
             "adapters are merged into unquantized weights alone. Set merge_adapters or "

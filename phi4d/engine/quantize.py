@@ -1,4 +1,7 @@
-"""Linear layers with weights of 8 or 4 bits, by bitsandbytes; nothing else imports it."""
+"""Linear layers with weights of 8 or 4 bits.
+
+They compute in floating point, so that an answer does not depend on what else is in its batch.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-OUTLIER = 6.0
-"""activations above it go past the 8-bit product: the value of the LLM.int8 paper"""
+    from torch import Tensor
 
 
 def quantized(weight: Tensor, bits: str, device: str, dtype: torch.dtype) -> nn.Module:
@@ -20,39 +22,56 @@ def quantized(weight: Tensor, bits: str, device: str, dtype: torch.dtype) -> nn.
 
     Args:
         weight: (out, in) in floating point, on the CPU.
-        bits: ``8bit`` (LLM.int8: one scale a row) or ``4bit`` (NF4: one scale for 64 weights).
+        bits: ``8bit`` (`Int8Linear`) or ``4bit`` (bitsandbytes' NF4: one scale for 64 weights).
         device: ``cpu`` or ``cuda:N``.
         dtype: what the layer computes in.
     """
-    bnb = _library()
+    if bits == "8bit":
+        return Int8Linear(weight.to(device), dtype).eval()
+    bnb = _bitsandbytes()
     rows, columns = weight.shape
-    if bits == "4bit":
-        layer = bnb.nn.Linear4bit(
-            columns, rows, bias=False, compute_dtype=dtype, compress_statistics=False,
-            quant_type="nf4", device="meta",
-        )  # fmt: skip
-        layer.weight = bnb.nn.Params4bit(
-            weight, requires_grad=False, compress_statistics=False, quant_type="nf4"
-        ).to(device)
-    else:
-        layer = bnb.nn.Linear8bitLt(
-            columns, rows, bias=False, has_fp16_weights=False, threshold=OUTLIER, device="meta"
-        )
-        layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(
-            device
-        )
+    layer: nn.Module = bnb.nn.Linear4bit(
+        columns, rows, bias=False, compute_dtype=dtype, compress_statistics=False,
+        quant_type="nf4", device="meta",
+    )  # fmt: skip
+    layer.weight = bnb.nn.Params4bit(
+        weight, requires_grad=False, compress_statistics=False, quant_type="nf4"
+    ).to(device)
     layer.eval()
     if device == "cpu":
         with torch.inference_mode():
             # bitsandbytes packs a weight for the CPU at its first use: here the copy is freed early
             layer(torch.zeros(1, columns, dtype=dtype))
-    return cast("nn.Module", layer)
+    return layer
 
 
-def _library() -> Any:  # it has no types
+class Int8Linear(nn.Module):
+    """A linear layer with a weight of 8 bits, and a scale for each row: its largest value / 127.
+
+    bitsandbytes' LLM.int8() quantizes the activations as well, and takes those apart that are large
+    in any row of the batch: an answer then depends on its neighbours (docs/decisions/0004).
+
+    Args:
+        weight: (out, in) in floating point.
+        dtype: what the layer computes in.
+    """
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+        steps = (weight / scale).round_().to(torch.int8)
+        self.weight = nn.Parameter(steps, requires_grad=False)
+        self.scale = nn.Parameter(scale.to(dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        return functional.linear(x, self.weight * self.scale)
+
+
+def _bitsandbytes() -> Any:  # it has no types
     # it warns of optional kernels that are not there
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import bitsandbytes
-    return bitsandbytes
+    return cast("Any", bitsandbytes)

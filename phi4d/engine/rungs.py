@@ -18,8 +18,10 @@ BFLOAT16_CAPABILITY = (8, 0)
 """compute capability of the first GPUs that multiply bfloat16 matrices; before, it is emulated"""
 FLASH_CAPABILITY = (8, 0)
 """of FlashAttention 2's README: Ampere, Ada, Hopper"""
-QUANTIZED_CAPABILITY = {"8bit": (7, 5), "4bit": (6, 0)}
-"""of bitsandbytes' table of CUDA hardware: LLM.int8() wants Turing, NF4 Pascal"""
+QUANTIZED = ("8bit", "4bit")
+"""the most precise first"""
+NF4_CAPABILITY = (6, 0)
+"""of bitsandbytes' table of CUDA hardware: Pascal"""
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5 + 4 / 64}
 """bytes a weight. NF4 keeps a float32 scale for each 64 weights beside their 4 bits"""
@@ -96,12 +98,11 @@ def flash_lacks(device: Device, dtype: str, installed: Collection[str]) -> list[
 
 def quantized_lacks(device: Device, quantization: str, installed: Collection[str]) -> str:
     """Why a quantization cannot be had; nothing if it can, or is none."""
-    wanted = QUANTIZED_CAPABILITY.get(quantization)
-    if wanted is None:
+    if quantization != "4bit":
         return ""
-    if device.capability is not None and device.capability < wanted:
+    if device.capability is not None and device.capability < NF4_CAPABILITY:
         return (
-            f"it wants compute capability {_dotted(wanted)}, and {device.product} has "
+            f"it wants compute capability {_dotted(NF4_CAPABILITY)}, and {device.product} has "
             f"{_dotted(device.capability)}"
         )
     if "bitsandbytes" not in installed:
@@ -124,7 +125,7 @@ def rungs_of(device: Device, size: Size, wishes: Wishes, installed: Collection[s
     if wishes.merge_adapters == "always":
         quantizations = ["none"]
     elif wishes.quantization == "auto":
-        quantizations = ["none", *QUANTIZED_CAPABILITY]
+        quantizations = ["none", *QUANTIZED]
     return [
         _rung(device, size, dtype, quantization, merged, installed)
         for quantization in quantizations

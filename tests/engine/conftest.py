@@ -18,6 +18,7 @@ from enginekit import CHECKPOINT, upstream_model
 from transformers import Phi4MultimodalForCausalLM
 
 from phi4d.engine.phi4 import Phi4Engine
+from phi4d.engine.plan import Slot
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # for `import checkpoints`
 
@@ -50,10 +51,15 @@ def engine() -> Iterator[Phi4Engine]:
     engine.close()
 
 
-@pytest.fixture(params=["none"])
-def loaded_engine(request: pytest.FixtureRequest, engine: Phi4Engine) -> Phi4Engine:
+@pytest.fixture(scope="session", params=["none", "8bit", "4bit"])
+def loaded_engine(request: pytest.FixtureRequest, engine: Phi4Engine) -> Iterator[Phi4Engine]:
     """An engine for each ``quantization`` of the language model."""
-    return {"none": engine}[request.param]
+    if request.param == "none":
+        yield engine
+        return
+    quantized = Phi4Engine.load(CHECKPOINT, Slot("cpu", quantization=request.param))
+    yield quantized
+    quantized.close()
 
 
 @pytest.fixture
