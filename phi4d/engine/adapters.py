@@ -59,7 +59,8 @@ class Adapted(nn.Module):
         if adapter not in self.lora_A:
             return y
         down = functional.linear(x, self.lora_A[adapter])
-        return y + functional.linear(down, self.lora_B[adapter]) * self.scales[adapter]
+        # in place: for a long prompt each of these has hundreds of megabytes
+        return functional.linear(down, self.lora_B[adapter]).mul_(self.scales[adapter]).add_(y)
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:

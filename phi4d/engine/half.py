@@ -62,11 +62,12 @@ class _WideMLP(upstream.Phi4MultimodalMLP):
     """The upstream layer with its product in float32, scaled before it becomes float16 again."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(hidden_states).float().chunk(2, dim=-1)
-        product = up * self.activation_fn(gate)
+        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+        product = self.activation_fn(gate.float()).mul_(up)
+        del gate, up  # as large as the product, which for a long prompt has hundreds of megabytes
         scale = (product.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=1)
-        down = self.down_proj((product / scale).half())
-        return cast("Tensor", down.float() * scale)
+        down = self.down_proj(product.div_(scale).half())
+        return cast("Tensor", down.float().mul_(scale))
 
 
 def _to_half(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
