@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -133,21 +134,35 @@ def test_every_command_and_option_exists():
 
 
 def test_the_table_of_what_fits_where_is_the_plan_s():
-    rows = re.findall(r"^\| ([\d.]+) \| (.+?) \|", section("What fits where"), re.MULTILINE)
-    cpu = Device("cpu", "CPU", 2 * 10**10, 82 * 10**8)
-    found = []
-    for free, _ in rows:
-        gpu = Device("cuda:0", "GPU", 10**11, int(float(free) * 1e9), (8, 0))
-        less = dataclasses.replace(gpu, free_bytes=gpu.free_bytes - 5 * 10**8)
-        found.append(rung(gpu, cpu))
-        assert rung(less, cpu) != found[-1]  # the number is not too high either
-    assert found == ["merged", "unmerged", "8bit", "4bit", "4bit, tight", "offloaded"]
+    text = section("What fits where")
+    numbers = re.findall(r"^\| ([\d.]+) \|", text, re.MULTILINE)
+    without = re.findall(r"4 bits cannot be had, .*? from ([\d.]+) GB on", text)
+
+    assert [rung_from(number) for number in numbers] == [
+        "merged",
+        "unmerged",
+        "8bit",
+        "4bit",
+        "4bit, tight",
+        "offloaded",
+    ]
+    assert [rung_from(number, {"accelerate"}) for number in without] == ["8bit, tight"]
 
 
-def rung(gpu: Device, cpu: Device) -> str:
+def rung_from(number: str, installed: Collection[str] = PACKAGES) -> str:
+    """The rung that begins at so many GB, which were rounded up to a tenth."""
+    gpu = Device("cuda:0", "GPU", 10**11, int(float(number) * 1e9), (8, 0))
+    less = dataclasses.replace(gpu, free_bytes=gpu.free_bytes - 10**8)
+    found = rung(gpu, installed)
+    assert rung(less, installed) != found, number
+    return found
+
+
+def rung(gpu: Device, installed: Collection[str]) -> str:
     """What the plan makes of a GPU, in a word."""
+    cpu = Device("cpu", "CPU", 2 * 10**10, 81 * 10**8)
     try:
-        (slot,) = plan([gpu], cpu, PUBLISHED, Wishes(), PACKAGES)
+        (slot,) = plan([gpu], cpu, PUBLISHED, Wishes(), installed)
     except errors.ConfigError:
         return "refused"
     if slot.offload_bytes:

@@ -11,6 +11,7 @@ weights are not to be had everywhere. `rewrite` puts an existing checkpoint into
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import re
@@ -24,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from phi4d.engine.checkpoint import LINEAR, Adapter, Checkpoint
+from phi4d.engine.checkpoint import LINEAR, WEIGHTS, Adapter, Checkpoint, Stored
 from phi4d.engine.layout import ADAPTERS, Layout
 from phi4d.engine.skeleton import expected_shapes
 
@@ -65,6 +66,28 @@ def small(**changes: Any) -> dict[str, Any]:
     return config | changes
 
 
+def on_paper(
+    config: Mapping[str, Any] = REAL,
+    ranks: Mapping[str, int] | None = None,
+    folder: Path = Path("nowhere"),
+) -> Checkpoint:
+    """What a checkpoint of a configuration consists of; there are no files.
+
+    Args:
+        config: in transformers' own words; the default is the published model's.
+        ranks: of the adapters; None for the published ones.
+        folder: where it would be.
+    """
+    ranks = ranks or RANKS
+    adapters = {name: Adapter(rank, 2.0, TARGETS[name]) for name, rank in ranks.items()}
+    empty = Checkpoint(folder, Layout.CONVERTED, config, adapters, {}, None, {})
+    tensors = {
+        name: Stored(folder / WEIGHTS, name, shape, "BF16")
+        for name, shape in expected_shapes(empty).items()
+    }
+    return dataclasses.replace(empty, tensors=tensors)
+
+
 def make(
     folder: Path,
     config: Mapping[str, Any],
@@ -88,9 +111,7 @@ def make(
         adapters_inside: put the adapters into the model's own files; None as the layout has it.
         shard_bytes: of one file at most, except that a tensor is never cut.
     """
-    ranks = ranks or RANKS
-    adapters = {name: Adapter(rank, 2.0, TARGETS[name]) for name, rank in ranks.items()}
-    drawn = Checkpoint(folder, Layout.CONVERTED, config, adapters, {}, None, {})
+    drawn = on_paper(config, ranks, folder)
     generator = torch.Generator(device)
 
     def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -106,8 +127,8 @@ def make(
         deviation = math.prod(shape[1:]) ** -0.5 if matrix else 0.02
         return tensor.normal_(0, deviation, generator=generator).cpu()
 
-    shapes = expected_shapes(drawn)
-    _write(folder, config, layout, adapters, shapes, draw, adapters_inside, shard_bytes)
+    shapes = {name: stored.shape for name, stored in drawn.tensors.items()}
+    _write(folder, config, layout, drawn.adapters, shapes, draw, adapters_inside, shard_bytes)
     (folder / "tokenizer.json").write_text(json.dumps(_tokenizer(config)))
 
 

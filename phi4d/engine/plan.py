@@ -62,14 +62,14 @@ class Size:
 PUBLISHED = Size(
     language=3_221_225_472,
     embedding=614_596_608,
-    towers=908_000_000,
+    towers=908_166_112,
     vision_adapter=369_098_752,
     speech_adapter=461_373_440,
     cache_per_token=65_536,
 )
-"""Phi-4-multimodal-instruct, for who wants a plan before it is downloaded. From its configuration:
-layers 32 x (5120 x 3072 + 3072 x 3072 + 16384 x 3072 + 3072 x 8192), embedding 200064 x 3072,
-adapters of rank 256 and 320; the towers are rounded."""
+"""Phi-4-multimodal-instruct, for who wants a plan before it is downloaded: what
+`phi4d.engine.checkpoint` counts for its configuration. Language model: layers 32 x (5120 x 3072 +
+3072 x 3072 + 16384 x 3072 + 3072 x 8192); embedding 200064 x 3072; adapters of rank 256 and 320."""
 
 
 @dataclass(frozen=True, slots=True)

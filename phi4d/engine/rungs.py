@@ -24,7 +24,8 @@ NF4_CAPABILITY = (6, 0)
 """of bitsandbytes' table of CUDA hardware: Pascal"""
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5 + 4 / 64}
-"""bytes a weight. NF4 keeps a float32 scale for each 64 weights beside their 4 bits"""
+"""bytes a weight. NF4 keeps a float32 scale for each 64 weights beside their 4 bits; in 8 bits
+there is one for each row of thousands, which does not count"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +33,30 @@ class Room:
     """What a slot needs beside the weights for its largest request."""
 
     activations: int
-    """bytes of live tensors, in a number format of two bytes"""
+    """bytes of live tensors, in bfloat16"""
+    float16: int
+    """the same in float16, of which `phi4d.engine.half` keeps a part in float32"""
     tokens: int
     """of prompt and answer, which the key and value cache holds"""
 
 
-COMFORTABLE = Room(activations=1_181_638_800, tokens=9_585 + 512)
-"""A picture in 36 crops, and an answer of 512 tokens. The figure is the peak of the prompt's way
-through the language model with unmerged adapters, in transformers 5.23, and comes from
+COMFORTABLE = Room(activations=872_465_040, float16=1_358_309_520, tokens=9_585 + 512)
+"""A picture in 36 crops, and an answer of 512 tokens. The figures are the peaks of the prompt's way
+through the language model with adapters beside its layers, in transformers 5.23, and come from
 
-    python benchmarks/working_memory.py CONFIG_JSON
-    prompt of  9585 tokens: 1,181,638,800 bytes
+    python benchmarks/working_memory.py
+    bfloat16, 8bit: prompt of 9585 tokens:   872,465,040 bytes
+    float16, 8bit:  prompt of 9585 tokens: 1,358,309,520 bytes
 
-The image tower wants as much (picture of 37 crops: 1,231,809,536 bytes), but is done before there
-is a cache."""
-TIGHT = Room(activations=163_839_120, tokens=1_329 + 512)
-"""A picture in 4 crops; a clip of 30 s wants less. From the same command: prompt of  1329 tokens:
-163,839,120 bytes; clip of 30 s: 250,136,633 bytes, before there is a cache."""
-PARAMETERS = 5_574_460_224
-"""of the model that these figures are for, by the same command. A smaller one, such as the demo's
-toy, is given room in proportion."""
+and are the same without quantization. The image tower wants as much (picture of 37 crops:
+1,142,695,664 bytes), but is done before there is a cache."""
+TIGHT = Room(activations=177_405_072, float16=210_066_576, tokens=1_329 + 512)
+"""A picture in 4 crops; a clip of 30 s wants less. From the same command: prompt of 1329 tokens in
+8bit, 100,663,296 bytes of it for a layer's weight, which is made anew for each use. Clip of 30 s:
+250,142,633 bytes, before there is a cache."""
+PARAMETERS = 5_574_460_384
+"""of the model that these figures are for: the sum of `phi4d.engine.plan.PUBLISHED`. A smaller one,
+such as the demo's toy, is given room in proportion."""
 CONTEXT_BYTES = 500_000_000
 """for the CUDA context, the libraries' workspaces and what the allocator loses between blocks. An
 allowance, not a measurement; on the CPU for the process itself."""
@@ -163,8 +168,8 @@ def _rung(
     part = min(1.0, (size.language + base + adapters) / PARAMETERS)
 
     def to_work_in(room: Room) -> int:
-        activations = room.activations * part * number / 2
-        return int(CONTEXT_BYTES + activations + size.cache_per_token * room.tokens * number)
+        activations = room.float16 if dtype == "float16" else room.activations * number / 2
+        return int(CONTEXT_BYTES + part * activations + size.cache_per_token * room.tokens * number)
 
     # the published weights are bfloat16 files: anything else is a copy of them
     as_published = dtype == "bfloat16" and quantization == "none" and not merged

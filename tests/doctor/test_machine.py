@@ -133,3 +133,4 @@ class TestPackages:
         for name in ("flash-attn", "bitsandbytes", "systemd-python"):
             assert checks[name].status is Status.OK
             assert checks[name].found.startswith("not installed: ")
+        assert checks["bitsandbytes"].found == "not installed: there is no 4bit"

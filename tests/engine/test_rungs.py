@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from phi4d.engine.plan import PUBLISHED, Device, Size, Wishes
-from phi4d.engine.rungs import PARAMETERS, flash_lacks, quantized_lacks, rungs_of
+from phi4d.engine.rungs import PARAMETERS, TIGHT, flash_lacks, quantized_lacks, rungs_of
 
 GB = 10**9
 GPU = Device("cuda:0", "NVIDIA L4", 24 * GB, 23 * GB, (8, 9), True)
@@ -54,11 +54,24 @@ def test_room_to_work_in_goes_with_the_number_format_and_the_size_of_the_model()
     def room(size: Size, dtype: str) -> int:
         return rungs_of(GPU, size, Wishes(dtype=dtype), ALL)[0].comfortable
 
-    half, full = room(PUBLISHED, "bfloat16"), room(PUBLISHED, "float32")
+    context = 500_000_000
+    bfloat16, float16, float32 = (
+        room(PUBLISHED, dtype) for dtype in ("bfloat16", "float16", "float32")
+    )
     small = Size(*(count // 100 for count in (10**9, 10**9, 10**9, 10**9, 10**9)), 655)
 
-    assert full - half == pytest.approx(half - 500_000_000, rel=0.001)
-    assert 500_000_000 < room(small, "bfloat16") < 550_000_000
+    assert float32 - context == pytest.approx(2 * (bfloat16 - context), abs=2)
+    # the feed-forward product, 8192 numbers a token, is kept in float32 in float16 alone
+    assert float16 - bfloat16 > 9_585 * 8_192 * 4
+    assert float16 < float32
+    assert context < room(small, "bfloat16") < context + 50_000_000
+
+
+def test_the_least_room_holds_a_layer_s_weight_that_8_bits_are_made_anew_for_each_use():
+    layer = 16_384 * 3_072 * 2
+    prompt = 1_329 * (16_384 + 3_072) * 2  # what is multiplied, and what comes of it
+
+    assert TIGHT.activations > layer + prompt
 
 
 def test_the_published_size_is_the_one_that_was_measured():
@@ -70,7 +83,7 @@ def test_the_published_size_is_the_one_that_was_measured():
         + PUBLISHED.speech_adapter
     )
 
-    assert total == pytest.approx(PARAMETERS, rel=0.001)
+    assert total == PARAMETERS
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -104,8 +117,7 @@ def test_flash_attention_s_demands(capability, dtype, installed, reasons):
     [
         ((6, 0), "4bit", True),
         ((5, 2), "4bit", False),
-        ((7, 5), "8bit", True),
-        ((7, 2), "8bit", False),
+        ((5, 0), "8bit", True),
         (None, "8bit", True),
         (None, "4bit", True),
         ((5, 0), "none", True),
@@ -115,4 +127,4 @@ def test_the_demands_of_quantization(capability, quantization, had):
     device = Device("cuda:0", "GPU", GB, GB, capability)
 
     assert (quantized_lacks(device, quantization, ALL) == "") is had
-    assert (quantized_lacks(device, quantization, {"accelerate"}) == "") is (quantization == "none")
+    assert (quantized_lacks(device, quantization, {"accelerate"}) == "") is (quantization != "4bit")
