@@ -109,7 +109,7 @@ def hardware(found: Gpus | None, cpu: Device, *, driver: bool | None = None) -> 
 def packages(run: Callable[[str], str] | None = None) -> Iterator[Check]:
     """The packages that compute, and what the optional ones say of themselves."""
     imported = run or _imported
-    for name in ("torch", "transformers", "peft", "accelerate"):
+    for name in ("torch", "transformers", "accelerate"):
         if importlib.util.find_spec(name):
             yield ok(name, _version(name))
         else:

@@ -2,7 +2,7 @@
 
 The worker knows this protocol and nothing else of the room: the same daemon runs on the Phi-4
 engine, on the fake one in tests, or on a remote actor. Only files of this package may import
-torch, transformers or peft, and this one imports none of them.
+torch or transformers, and this one imports none of them.
 """
 
 from __future__ import annotations
