@@ -119,7 +119,7 @@ class TestPackages:
         assert "ImportError: undefined symbol: _ZN3c104" in checks["flash-attn"].found
         assert "pip uninstall flash-attn" in checks["flash-attn"].advice
         assert checks["bitsandbytes"].status is Status.OK
-        for name in ("torch", "transformers", "peft", "accelerate"):
+        for name in ("torch", "transformers", "accelerate"):
             assert checks[name].status is Status.OK
             assert checks[name].found[0].isdigit()
 
