@@ -24,7 +24,7 @@ from phi4d.errors import (
 )
 from phi4d.inbox import Root, Watcher
 from phi4d.job import Arrival, Job, Kind, Result, Sampling, display_name
-from phi4d.loading import STOP_SIGNALS, make_engines
+from phi4d.loading import STOP_SIGNALS, make_engines_when_free
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
@@ -96,7 +96,7 @@ class Daemon:
         self,
         config: Config,
         *,
-        engines: Callable[[Config], Iterator[Engine]] = make_engines,
+        engines: Callable[[Config], Iterator[Engine]] = make_engines_when_free,
         on_result: Callable[[Job, Result | None, str], None] | None = None,
     ) -> None:
         self._config = config

@@ -20,13 +20,14 @@ from phi4d.config import Config
 from phi4d.engine import Engine, checkpoint, devices, hub
 from phi4d.engine.placement import wants_gpus
 from phi4d.engine.plan import Slot, Wishes, plan
-from phi4d.errors import Stopped
+from phi4d.errors import EnvironmentFault, Stopped
 from phi4d.notify import notify
 
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 LOOK_SECONDS = 0.2  # how often a signal to stop is looked for while loading
+BUSY_SECONDS = 30.0  # how often it is looked whether a full device has room
 QUIET_SECONDS = 5.0  # files that follow each other faster are not told one by one in the log
 
 Load = Callable[[Slot, Callable[[int, int], None]], Engine]
@@ -38,6 +39,7 @@ def make_engines(config: Config) -> Iterator[Engine]:
     Raises:
         ConfigError: the model is not there, is broken, or cannot be had as configured; told before
             any device's memory is taken.
+        EnvironmentFault: other programs have the memory.
         DeviceError: a device failed, or had less room than it seemed.
         Stopped: a signal to stop came.
     """
@@ -59,6 +61,26 @@ def make_engines(config: Config) -> Iterator[Engine]:
         )
 
     yield from side_by_side(slots, load, name)
+
+
+def make_engines_when_free(config: Config) -> Iterator[Engine]:
+    """As `make_engines`, but wait while other programs have the memory of the devices."""
+    told = ""
+    while True:
+        try:
+            engines = list(make_engines(config))
+        except EnvironmentFault as fault:
+            if not told:
+                log.warning("nothing is lost, phi4d waits until there is room: %s", fault)
+            told = str(fault)
+            notify(f"STATUS=waiting for memory: {told.splitlines()[0]}")
+        else:
+            yield from engines
+            return
+        again = time.monotonic() + BUSY_SECONDS
+        while time.monotonic() < again:
+            _look_for_a_stop()
+            time.sleep(LOOK_SECONDS)
 
 
 def locate(config: Config) -> tuple[Path, str]:
@@ -135,8 +157,12 @@ def _as_they_end(loads: Sequence[Future[Engine]]) -> Iterator[Future[Engine]]:
     while pending:
         done, pending = wait(pending, LOOK_SECONDS, FIRST_COMPLETED)
         yield from done
-        if signal.sigpending() & STOP_SIGNALS:
-            raise Stopped("told to stop while loading")
+        _look_for_a_stop()
+
+
+def _look_for_a_stop() -> None:
+    if signal.sigpending() & STOP_SIGNALS:
+        raise Stopped("told to stop while loading")
 
 
 def _used(slot: Slot) -> str:

@@ -15,7 +15,7 @@ from phi4d import demo, loading
 from phi4d.config import Config
 from phi4d.engine.fake import FakeEngine
 from phi4d.engine.plan import Slot, Wishes
-from phi4d.errors import ConfigError, DeviceError, Stopped
+from phi4d.errors import ConfigError, DeviceError, EnvironmentFault, Stopped
 
 CPU, GPU = Slot("cpu", why="float32: 1 of 2 GB"), Slot("cuda:0", "bfloat16", why="merged")
 
@@ -139,6 +139,47 @@ class TestSideBySide:
             killer.join()
             signal.sigtimedwait(loading.STOP_SIGNALS, 0)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class TestBusyDevices:
+    @pytest.fixture
+    def attempts(self, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+        """What loading does, attempt by attempt."""
+        attempts: list[object] = []
+
+        def make_engines(config: Config) -> Iterator[object]:
+            now = attempts.pop(0)
+            if isinstance(now, Exception):
+                raise now
+            yield now
+
+        monkeypatch.setattr(loading, "make_engines", make_engines)
+        monkeypatch.setattr(loading, "BUSY_SECONDS", 0.0)
+        return attempts
+
+    def test_memory_that_others_have_is_waited_for_and_told_once(
+        self, attempts: list[object], manager: socket.socket, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        engine = FakeEngine()
+        attempts += [EnvironmentFault("cuda:0 has 1 GB"), EnvironmentFault("again"), engine]
+        assert list(loading.make_engines_when_free(Config())) == [engine]
+        (line,) = [r.getMessage() for r in caplog.records]
+        assert line == "nothing is lost, phi4d waits until there is room: cuda:0 has 1 GB"
+        assert manager.recv(999) == b"STATUS=waiting for memory: cuda:0 has 1 GB"
+
+    def test_what_waiting_does_not_mend_is_not_waited_for(self, attempts: list[object]) -> None:
+        attempts += [EnvironmentFault("full"), ConfigError("bad")]
+        with pytest.raises(ConfigError):
+            list(loading.make_engines_when_free(Config()))
+
+    def test_a_signal_to_stop_ends_the_waiting(
+        self, attempts: list[object], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loading, "BUSY_SECONDS", 60.0)
+        monkeypatch.setattr(signal, "sigpending", lambda: {signal.SIGTERM})
+        attempts.append(EnvironmentFault("full"))
+        with pytest.raises(Stopped):
+            list(loading.make_engines_when_free(Config()))
 
 
 def test_the_wishes_are_the_configuration_s():

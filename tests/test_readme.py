@@ -163,7 +163,7 @@ def rung(gpu: Device, installed: Collection[str]) -> str:
     cpu = Device("cpu", "CPU", 2 * 10**10, 81 * 10**8)
     try:
         (slot,) = plan([gpu], cpu, PUBLISHED, Wishes(), installed)
-    except errors.ConfigError:
+    except (errors.ConfigError, errors.EnvironmentFault):
         return "refused"
     if slot.offload_bytes:
         return "offloaded"

@@ -8,7 +8,7 @@ from phi4d.config import Config
 from phi4d.doctor.check import Check, faulty, gb, ok, warn
 from phi4d.engine import checkpoint
 from phi4d.engine.plan import PUBLISHED, Device, Size, Slot, Wishes, plan
-from phi4d.errors import ConfigError
+from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.loading import locate
 
 
@@ -45,8 +45,8 @@ def slots(
     """
     try:
         planned = plan(gpus, cpu, size or PUBLISHED, wishes, installed)
-    except ConfigError as error:
-        for fault in error.faults:
+    except (ConfigError, EnvironmentFault) as error:
+        for fault in str(error).splitlines():
             if busy:
                 yield warn(
                     "plan", fault, "stop phi4d and ask again: what it holds counts as taken here"

@@ -18,7 +18,7 @@ from phi4d.engine.rungs import (
     quantized_lacks,
     rungs_of,
 )
-from phi4d.errors import ConfigError
+from phi4d.errors import ConfigError, EnvironmentFault
 
 LAYERS_AT_LEAST = 16
 """of a language model that is offloaded layer by layer; the published one has 32"""
@@ -130,6 +130,8 @@ def plan(
     Raises:
         ConfigError: with every fault: a device that is not there, a wish that cannot be had on a
             device, or no room, with what each rung would have needed.
+        EnvironmentFault: nothing is wrong but that other programs have the memory: every device
+            without room would have it if it were free.
     """
     names, faults = place(devices, wishes)
     faults += _contradictions(wishes)
@@ -147,11 +149,12 @@ def plan(
         if slot := _resident(device, count, rungs[device], wishes, installed):
             slots[device.name] = slot
     crowded = [device for device in counts if device.name not in slots]
+    refusals: list[str] = []
+    refused: list[tuple[Device, int, Sequence[Rung]]] = []
     if not (slots and finds_its_own(wishes)):
         main = cpu.free_bytes
         if "cpu" in slots:
             main -= counts[cpu] * (slots["cpu"].needs_bytes + slots["cpu"].room_bytes)
-        refusals = []
         for device in crowded:
             count = counts[device]
             offer = _offloaded(device, count, main, size, rungs[device], wishes, installed)
@@ -160,11 +163,20 @@ def plan(
                 main -= count * offer.main_bytes
             else:
                 refusals.append(_no_room(device, count, rungs[device], offer, wishes))
+                refused.append((device, count, rungs[device]))
         if not (slots and finds_its_own(wishes)):
             faults += refusals
+    if refusals and faults == refusals and all(_would_do(*one) for one in refused):
+        raise EnvironmentFault("\n".join(faults))
     if faults:
         raise ConfigError(*faults)
     return _told_of_the_left_out([slots[name] for name in names if name in slots], crowded)
+
+
+def _would_do(device: Device, count: int, rungs: Sequence[Rung]) -> bool:
+    """Whether a device would hold so many slots if all its memory were free."""
+    empty = replace(device, free_bytes=device.total_bytes)
+    return any(not rung.lacks and _fits(rung, rung.tight, empty, count) for rung in rungs)
 
 
 def _told_of_the_left_out(slots: list[Slot], crowded: Sequence[Device]) -> list[Slot]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phi4d.engine.plan import PUBLISHED, Device, Size, Slot, Wishes, plan
-from phi4d.errors import ConfigError
+from phi4d.errors import ConfigError, EnvironmentFault
 
 GB = 10**9
 ALL = {"flash_attn", "bitsandbytes", "accelerate"}
@@ -301,10 +301,19 @@ class TestCpu:
         assert (slot.dtype, slot.quantization) == (dtype, quantization)
 
     def test_it_is_never_offloaded_from(self) -> None:
-        (fault,) = refusal(main=cpu(5))
+        with pytest.raises(EnvironmentFault) as caught:
+            made(main=cpu(5))
+        fault = str(caught.value)
 
         assert "offload" not in fault
         assert "close other programs, or add memory" in fault
+
+    def test_memory_that_others_have_may_come_free_and_memory_that_is_not_there_may_not(
+        self,
+    ) -> None:
+        small = dataclasses.replace(cpu(5), total_bytes=6 * GB)
+        (fault,) = refusal(main=small)
+        assert "has 5.0 GB free" in fault
 
     def test_slots_share_what_is_mapped(self) -> None:
         slots = made(main=cpu(21), device="cpu,cpu")
@@ -476,6 +485,12 @@ def attempt(gpus, main, wishes, installed) -> list[Slot] | tuple[str, ...]:
         return plan(gpus, main, PUBLISHED, wishes, installed)
     except ConfigError as error:
         return error.faults
+    except EnvironmentFault as fault:
+        # then nothing was wished that the devices could not have if they were empty
+        emptied = [dataclasses.replace(gpu, free_bytes=gpu.total_bytes) for gpu in gpus]
+        roomy = dataclasses.replace(main, free_bytes=main.total_bytes)
+        assert plan(emptied, roomy, PUBLISHED, wishes, installed)
+        return tuple(str(fault).splitlines())
 
 
 @given(GPUS, CPUS, WISHES, INSTALLED)
