@@ -13,6 +13,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -137,14 +138,14 @@ class _Filling:
     def models(self) -> tuple[dict[str, Phi4MultimodalForCausalLM], Switch]:
         """Fill the skeleton; once."""
         model, twin = self._model, self._twin
-        files = self._checkpoint.files
-        self._progress(0, len(files))
-        for done, file in enumerate(files, 1):
-            for name, stored in self._checkpoint.tensors.items():
-                if stored.file == file:
-                    self._place(name)
+        count = len(self._checkpoint.files)
+        self._progress(0, count)
+        by_file = groupby(self._checkpoint.tensors.items(), lambda item: item[1].file)
+        for done, (_, tensors) in enumerate(by_file, 1):
+            for name, _ in tensors:
+                self._place(name)
             self._reader.release()
-            self._progress(done, len(files))
+            self._progress(done, count)
         switch = Switch()
         for module, parts in self._low_rank.items():
             low_rank = {adapter: (ab["A"], ab["B"]) for adapter, ab in parts.items()}
@@ -166,14 +167,14 @@ class _Filling:
     def _place(self, name: str) -> None:
         """Read one tensor and put it where it belongs; an adapter's waits for its layer."""
         module, _, rest = name.partition(".lora_")
+        if (f"{module}.weight" if rest else name) not in self._places:
+            return  # `load` has said so
         if rest:
             if not self._slot.merged:
                 part, adapter, _ = rest.split(".")
                 parts = self._low_rank.setdefault(module, {}).setdefault(adapter, {})
                 parts[part] = self._read(name)
             return
-        if name not in self._places:
-            return  # `load` has said so
         if name == "lm_head.weight" and self._model.config.tie_word_embeddings:
             return
         layer = name.removesuffix(".weight")
