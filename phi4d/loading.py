@@ -45,7 +45,17 @@ def make_engines(config: Config) -> Iterator[Engine]:
     """
     folder, name = locate(config)
     # a model that is missing is told at once, not after the seconds that importing torch takes
-    slots = plan_slots(config, checkpoint.read(folder))
+    found = checkpoint.read(folder)
+    from phi4d.engine import skeleton
+
+    if unplaced := skeleton.check(found):
+        log.warning(
+            "%s: %d tensors have no place in the model and are left out, %s first",
+            folder,
+            len(unplaced),
+            unplaced[0],
+        )
+    slots = plan_slots(config, found)
 
     from phi4d.engine.phi4 import Phi4Engine
 
@@ -73,7 +83,10 @@ def make_engines_when_free(config: Config) -> Iterator[Engine]:
             if not told:
                 log.warning("nothing is lost, phi4d waits until there is room: %s", fault)
             told = str(fault)
-            notify(f"STATUS=waiting for memory: {told.splitlines()[0]}")
+            notify(
+                f"STATUS=waiting for memory: {told.splitlines()[0]}\n"
+                f"EXTEND_TIMEOUT_USEC={int((BUSY_SECONDS + 60) * 1e6)}"
+            )
         else:
             yield from engines
             return

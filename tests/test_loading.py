@@ -165,7 +165,9 @@ class TestBusyDevices:
         assert list(loading.make_engines_when_free(Config())) == [engine]
         (line,) = [r.getMessage() for r in caplog.records]
         assert line == "nothing is lost, phi4d waits until there is room: cuda:0 has 1 GB"
-        assert manager.recv(999) == b"STATUS=waiting for memory: cuda:0 has 1 GB"
+        assert manager.recv(999) == (
+            b"STATUS=waiting for memory: cuda:0 has 1 GB\nEXTEND_TIMEOUT_USEC=60000000"
+        )
 
     def test_what_waiting_does_not_mend_is_not_waited_for(self, attempts: list[object]) -> None:
         attempts += [EnvironmentFault("full"), ConfigError("bad")]

@@ -17,6 +17,9 @@ def model(config: Config) -> tuple[list[Check], Size | None]:
     try:
         folder, _ = locate(config)
         found = checkpoint.read(folder)
+        from phi4d.engine import skeleton  # importing torch takes seconds
+
+        skeleton.check(found)
     except ConfigError as error:
         return [faulty("model", fault) for fault in error.faults], None
     weights = sum(file.stat().st_size for file in found.files)

@@ -33,6 +33,8 @@ PROCESSOR_CONFIGS = ("processor_config.json", "preprocessor_config.json")
 """either says how media are prepared: the first nested, the second, older one flat"""
 LINEAR = re.compile(r"model\.layers\.\d+\.(?:self_attn\.(?:qkv|o)_proj|mlp\.(?:gate_up|down)_proj)")
 """the language model's linear layers: what adapters change and what can be quantized"""
+SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")
+"""keys of the configuration that everything else follows from"""
 UNKNOWN_TO_PHI4D = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
 """kinds of adapters that peft has beside plain ones; Phi-4-multimodal uses none of them"""
 
@@ -133,11 +135,19 @@ def read(folder: Path) -> Checkpoint:
         native = native_config(config)
     except (KeyError, TypeError, AttributeError) as error:
         native = {}
-        faults.append(f"{folder}/config.json: cannot be used ({error!r}). {_AGAIN}")
+        faults.append(f"{folder}/config.json: not one of the {layout} layout ({error!r}). {_AGAIN}")
+    for key in SIZES if native else ():
+        if not isinstance(native.get(key), int) or native[key] < 1:
+            faults.append(
+                f"{folder}/config.json: {key} is {native.get(key)!r}, a whole number above 0 was "
+                f"expected. {_AGAIN}"
+            )
     stored = _weights(folder, WEIGHTS, faults)
     tensors = {native_name(tensor.key, layout): tensor for tensor in stored}
     adapters = {}
-    for name, place in ADAPTERS.items():
+    # weights of the original layout that cannot be read may have the adapters inside
+    known = stored or layout is Layout.CONVERTED
+    for name, place in ADAPTERS.items() if known else ():
         if any(f".lora_A.{name}." in key for key in tensors):
             adapters[name] = _inner_adapter(folder, config, name, faults)
         else:
@@ -242,13 +252,12 @@ def _weights(folder: Path, name: str, faults: list[str]) -> list[Stored]:
     if (folder / name).exists() or not index.exists():
         return _header(folder / name, faults)
     try:
-        weight_map: dict[str, str] = read_json(index)["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        faults.append(f"{index}: not an index of shards ({error!r}). {_AGAIN}")
+        weight_map = shards(read_json(index))
+    except (OSError, ValueError) as error:
+        faults.append(f"{index}: not an index of shards ({error}). {_AGAIN}")
         return []
     stored = []
-    for shard in shards:
+    for shard in sorted(set(weight_map.values())):
         before = len(faults)
         found = _header(folder / shard, faults)
         stored += found
@@ -261,6 +270,21 @@ def _weights(folder: Path, name: str, faults: list[str]) -> list[Stored]:
                 f"{lacking[0]} first. {_AGAIN}"
             )
     return stored
+
+
+def shards(index: Any) -> dict[str, str]:
+    """A tensor's name to the name of the file that holds it, from the index of shards.
+
+    Raises:
+        ValueError: it is no such index.
+    """
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError("no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
+            raise ValueError(f"{name!r} is no name of a weight file")
+    return weight_map
 
 
 def _header(path: Path, faults: list[str]) -> list[Stored]:

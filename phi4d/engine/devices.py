@@ -28,7 +28,10 @@ def probe() -> list[Device]:
     found = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        free, total = torch.cuda.mem_get_info(index)
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+        except RuntimeError:  # no room for a context even, or somebody has it for himself
+            free, total = 0, properties.total_memory
         capability = (properties.major, properties.minor)
         found.append(
             Device(

@@ -2,8 +2,7 @@
 
 float16 ends at 65,504. Weights and matrix products stay in it; what can grow beyond is kept in
 float32: the language model's residual stream, and the product inside its feed-forward layers, which
-is brought into range before the next matrix. The towers are run as they are, and once more in
-float32 if something in them overflowed.
+is brought into range before the next matrix. A tower stays float16 until something in it overflows.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def widen(model: Phi4MultimodalForCausalLM) -> None:
 
 
 def finite(tower: nn.Module, run: Callable[[], Tensor]) -> Tensor:
-    """What a tower makes; made again in float32 if float16 was too small for it.
+    """What a tower makes; if float16 was too small for it, the tower is float32 from then on.
 
     Args:
         tower: the part that ``run`` calls.
@@ -51,11 +50,13 @@ def finite(tower: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     made = run()
     if next(tower.parameters()).dtype is not torch.float16 or bool(made.isfinite().all()):
         return made
+    del made
     try:
         tower.float()
-        return run()
-    finally:
-        tower.half()  # every number came from float16: nothing is lost
+    except RuntimeError:  # no room: what is float32 by now must not stay so beside the rest
+        tower.half()
+        raise
+    return run()
 
 
 class _WideMLP(upstream.Phi4MultimodalMLP):

@@ -13,9 +13,8 @@ import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-from phi4d.engine.checkpoint import ADAPTER_WEIGHTS, PROCESSOR_CONFIGS, WEIGHTS
+from phi4d.engine.checkpoint import ADAPTER_WEIGHTS, PROCESSOR_CONFIGS, WEIGHTS, shards
 from phi4d.engine.layout import ADAPTERS
 from phi4d.errors import ConfigError
 
@@ -154,21 +153,6 @@ def needed(present: Collection[str], weight_map: Mapping[str, str]) -> list[str]
         elif not any(f".lora_A.{adapter}." in key for key in weight_map):
             names += files
     return names + (sorted(set(weight_map.values())) or [WEIGHTS])
-
-
-def shards(index: Any) -> dict[str, str]:
-    """A tensor's name to the name of the file that holds it, from the index of shards.
-
-    Raises:
-        ValueError: it is no such index.
-    """
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError("no weight_map")
-    for name in weight_map.values():
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise ValueError(f"{name!r} is no name of a weight file")
-    return weight_map
 
 
 def _commit(reference: Path) -> str | None:

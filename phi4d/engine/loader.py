@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,13 +27,11 @@ from phi4d.engine.faults import device_faults
 from phi4d.engine.half import widen
 from phi4d.engine.plan import Slot
 from phi4d.engine.quantize import quantized
-from phi4d.engine.skeleton import check, skeleton
+from phi4d.engine.skeleton import check, expected_shapes, skeleton
 from phi4d.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-log = logging.getLogger(__name__)
 
 DTYPES = {
     "float32": torch.float32,
@@ -91,13 +88,8 @@ def load(checkpoint: Checkpoint, slot: Slot, progress: Progress | None = None) -
         ConfigError: the tensors do not fit the configuration; found before any is read.
         DeviceError: the device has too little memory, or failed.
     """
-    if unplaced := check(checkpoint):
-        log.warning(
-            "%s: %d tensors have no place in the model and are left out, %s first",
-            checkpoint.folder,
-            len(unplaced),
-            unplaced[0],
-        )
+    check(checkpoint)
+    stop_ids = _stop_ids(checkpoint)
     with device_faults(slot.device, f"loading {checkpoint.folder}"):
         models, switch = _Filling(checkpoint, slot, progress or _in_silence).models()
         model = models["vision"]
@@ -108,7 +100,7 @@ def load(checkpoint: Checkpoint, slot: Slot, progress: Progress | None = None) -
             Phi4MultimodalFeatureExtractor(**checkpoint.features),
             image_id=config.vision_config.image_token_id,
             audio_id=config.audio_config.audio_token_id,
-            stop_ids=_stop_ids(checkpoint),
+            stop_ids=stop_ids,
             short_tokens=config.original_max_position_embeddings,
             longest_tokens=config.max_position_embeddings,
         )
@@ -131,7 +123,7 @@ class _Filling:
         self._stored = STORED[slot.dtype]
         self._reader = _Reader(checkpoint)
         self._model = skeleton(checkpoint, slot.attention)
-        self._places = frozenset(self._model.state_dict())
+        self._places = expected_shapes(checkpoint).keys()
         self._twin = _twin(self._model) if slot.merged else self._model
         self._low_rank: dict[str, dict[str, dict[str, Tensor]]] = {}
 
@@ -166,16 +158,14 @@ class _Filling:
 
     def _place(self, name: str) -> None:
         """Read one tensor and put it where it belongs; an adapter's waits for its layer."""
+        if name not in self._places:
+            return
         module, _, rest = name.partition(".lora_")
-        if (f"{module}.weight" if rest else name) not in self._places:
-            return  # `load` has said so
         if rest:
             if not self._slot.merged:
                 part, adapter, _ = rest.split(".")
                 parts = self._low_rank.setdefault(module, {}).setdefault(adapter, {})
                 parts[part] = self._read(name)
-            return
-        if name == "lm_head.weight" and self._model.config.tie_word_embeddings:
             return
         layer = name.removesuffix(".weight")
         if not LINEAR.fullmatch(layer):
@@ -195,7 +185,7 @@ class _Filling:
             _assign(self._model, name, self._read(name))
 
     def _merged(self, layer: str, weight: Tensor, adapter: str) -> Tensor:
-        if not self._checkpoint.adapters[adapter].changes(layer):
+        if f"{layer}.lora_A.{adapter}.weight" not in self._places:
             return weight
         a, b = (
             self._reader.get(f"{layer}.lora_{part}.{adapter}.weight").to(weight.device)
@@ -311,5 +301,8 @@ def _stop_ids(checkpoint: Checkpoint) -> frozenset[int]:
         eos: int | list[int] | None = config.get("eos_token_id")
         found.update([eos] if isinstance(eos, int) else eos or [])
     if not found:
-        raise ConfigError(f"{checkpoint.folder}/config.json: no eos_token_id: no answer would end")
+        raise ConfigError(
+            f"{checkpoint.folder}/config.json: no eos_token_id, so no answer would end. Download "
+            "the model again: phi4d model pull"
+        )
     return frozenset(found)

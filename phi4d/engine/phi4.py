@@ -1,8 +1,7 @@
 """The Phi-4 engine: requests in, completions out, on one device.
 
-It joins what its siblings do: the folder is found and loaded, prompts become ids, pictures become
-crops and clips features, these become embeddings, and the decoder answers. It knows no files, jobs
-or queues.
+It joins what its siblings do: a checkpoint is loaded, prompts become ids, pictures become crops and
+clips features, these become embeddings, and the decoder answers. It knows no jobs or queues.
 
 What upstream does wrong is put right in several places; the letters are those of the list in
 ``docs/architecture.md``. A to C: ``corrections.py``. E: ``sampling.py``. F, the processor's lost

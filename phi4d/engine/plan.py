@@ -175,7 +175,9 @@ def plan(
 
 def _would_do(device: Device, count: int, rungs: Sequence[Rung]) -> bool:
     """Whether a device would hold so many slots if all its memory were free."""
-    empty = replace(device, free_bytes=device.total_bytes)
+    # a GPU can be empty; of main memory the kernel and the system always have a part
+    most = device.total_bytes if device.capability else int(0.9 * device.total_bytes)
+    empty = replace(device, free_bytes=most)
     return any(not rung.lacks and _fits(rung, rung.tight, empty, count) for rung in rungs)
 
 

@@ -193,7 +193,7 @@ def _wanted(model: str, folder: Path, files: dict[str, File]) -> list[File]:
     weight_map = {}
     if checkpoint.WEIGHTS not in files and hub.INDEX in files:
         try:
-            weight_map = hub.shards(json.loads((folder / hub.INDEX).read_text("utf-8")))
+            weight_map = checkpoint.shards(json.loads((folder / hub.INDEX).read_text("utf-8")))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{model}: its {hub.INDEX} is no index of shards ({error}). Give another revision"

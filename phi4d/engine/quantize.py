@@ -6,6 +6,7 @@ They compute in floating point, so that an answer does not depend on what else i
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,9 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_importing = threading.Lock()
 
 
 def quantized(weight: Tensor, bits: str, device: str, dtype: torch.dtype) -> nn.Module:
@@ -58,10 +62,12 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        scale = weight.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-        steps = (weight / scale).round_().to(torch.int8)
+        scale = weight.float().abs().amax(1, keepdim=True) / 127
+        # the steps are those of the scale as it is kept; one of no size is that of a row of zeros
+        scale = scale.to(dtype).clamp(min=torch.finfo(dtype).smallest_normal)
+        steps = (weight.float() / scale.float()).round_().clamp_(-127, 127).to(torch.int8)
         self.weight = nn.Parameter(steps, requires_grad=False)
-        self.scale = nn.Parameter(scale.to(dtype), requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
@@ -69,9 +75,9 @@ class Int8Linear(nn.Module):
 
 
 def _bitsandbytes() -> Any:  # it has no types
-    # it warns of optional kernels that are not there
+    # it warns of optional kernels that are not there; a filter of warnings is the whole process's
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with _importing, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import bitsandbytes
     return cast("Any", bitsandbytes)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from phi4d.engine.plan import Device, Size, Wishes
 
 PACKAGES = ("flash_attn", "bitsandbytes", "accelerate")
-"""optional packages that a plan asks for"""
+"""that a plan asks for"""
 BFLOAT16_CAPABILITY = (8, 0)
 """compute capability of the first GPUs that multiply bfloat16 matrices; before, it is emulated"""
 FLASH_CAPABILITY = (8, 0)

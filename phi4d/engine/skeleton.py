@@ -20,6 +20,8 @@ from transformers.models.phi4_multimodal import modeling_phi4_multimodal as upst
 from phi4d.engine.checkpoint import LINEAR, Checkpoint
 from phi4d.errors import ConfigError
 
+MOST = 8
+"""faults of a checkpoint that are told one by one"""
 _building = threading.Lock()
 """what transformers says, and how loudly, is one setting of the whole process"""
 
@@ -44,12 +46,15 @@ def skeleton(checkpoint: Checkpoint, attention: str = "sdpa") -> Phi4MultimodalF
             config._attn_implementation = {
                 "": attention, "vision_config": towers, "audio_config": towers,
             }  # fmt: skip
+            # a number format of their own would become torch's, for other threads as well
+            for part in (config.vision_config, config.audio_config):
+                part.dtype = None  # type: ignore[union-attr]
             with torch.device("meta"):
                 model = Phi4MultimodalForCausalLM(config)
             model.model.rotary_emb = upstream.Phi4MultimodalRotaryEmbedding(config=config)
         except Exception as error:  # its checks raise classes that share no base
-            first_line = (str(error).splitlines() or [repr(error)])[0]
-            raise ConfigError(f"{path}: cannot be used ({first_line})") from error
+            words = " ".join(str(error).split()) or repr(error)
+            raise ConfigError(f"{path}: cannot be used ({words[:400]})") from error
     return cast("Phi4MultimodalForCausalLM", model.eval().requires_grad_(False))
 
 
@@ -63,22 +68,29 @@ def check(checkpoint: Checkpoint) -> list[str]:
         ConfigError: with every fault: the file, the key, what was found, what was expected.
     """
     expected = expected_shapes(checkpoint)
-    faults = []
+    faults, unplaced = [], []
     for name, stored in checkpoint.tensors.items():
+        asks = "adapter's configuration" if ".lora_" in name else "config.json"
         shape = expected.get(name)
-        if shape is not None and stored.shape != shape:
+        if shape is None and name.startswith("model.layers."):
+            faults.append(f"{stored.file}: {stored.key}: the {asks} does not ask for it")
+        elif shape is None:
+            unplaced.append(stored.key)
+        elif stored.shape != shape:
             faults.append(
-                f"{stored.file}: {stored.key} has shape {_x(stored.shape)}, config.json asks for "
-                f"{_x(shape)}. Download the model again: phi4d model pull"
+                f"{stored.file}: {stored.key} has shape {_x(stored.shape)}, the {asks} asks for "
+                f"{_x(shape)}"
             )
     if missing := sorted(expected.keys() - checkpoint.tensors.keys()):
         faults.append(
             f"{checkpoint.folder}: {len(missing)} weights are missing that config.json asks for, "
-            f"{missing[0]} first. Download the model again: phi4d model pull"
+            f"{missing[0]} first"
         )
     if faults:
-        raise ConfigError(*faults)
-    return sorted(stored.key for name, stored in checkpoint.tensors.items() if name not in expected)
+        more = [f"and {len(faults) - MOST} more faults of the kind"] if len(faults) > MOST else []
+        advice = f"{checkpoint.folder}: these do not fit together. Download the model again"
+        raise ConfigError(*faults[:MOST], *more, f"{advice}: phi4d model pull")
+    return sorted(unplaced)
 
 
 def expected_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

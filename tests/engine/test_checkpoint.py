@@ -126,6 +126,13 @@ def test_an_empty_weight_file(folder):
     assert "cut short" in fault
 
 
+@pytest.mark.parametrize("value", [0, "128", None])
+def test_a_size_that_is_none_is_told(folder, value):
+    edit(folder / "config.json", num_attention_heads=value)
+    (fault,) = faults(folder)
+    assert f"num_attention_heads is {value!r}, a whole number above 0" in fault
+
+
 def test_a_shard_that_lacks_what_the_index_names_is_told(folder):
     edit_index(folder, {"model.norm.weight": "model.safetensors", "more": "model.safetensors"})
     (folder / "model.safetensors").rename(folder / "part.safetensors")
@@ -177,7 +184,18 @@ def test_a_missing_shard_is_named(folder):
     assert str(folder / "model-2.safetensors") in fault
 
 
-@pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": 3}', "[]"])
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{",
+        "{}",
+        "[]",
+        '{"weight_map": 3}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../b.safetensors"}}',
+    ],
+)
 def test_a_broken_index_is_named(folder, index):
     remove(folder / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(index)

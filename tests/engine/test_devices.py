@@ -127,3 +127,20 @@ def test_what_the_command_line_may_import_loads_neither_torch_nor_transformers()
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_gpu_that_has_no_room_to_be_asked_is_full(monkeypatch):
+    def full(index):
+        if index == 0:
+            raise RuntimeError("CUDA error: out of memory")
+        return (5 * GB, 80 * GB)
+
+    properties = SimpleNamespace(name="GPU", major=9, minor=0, total_memory=80 * GB)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
+    monkeypatch.setattr("torch.cuda.mem_get_info", full)
+    assert [(gpu.free_bytes, gpu.total_bytes) for gpu in devices.probe()] == [
+        (0, 80 * GB),
+        (5 * GB, 80 * GB),
+    ]

@@ -100,7 +100,7 @@ def test_a_tower_that_overflows_is_run_in_float32(stretched, monkeypatch, tower,
     assert right is checked
 
 
-def test_a_tower_is_float16_again_afterwards():
+def test_a_tower_that_overflowed_stays_float32():
     tower = torch.nn.Linear(2, 2).half()
     calls = []
 
@@ -110,7 +110,23 @@ def test_a_tower_is_float16_again_afterwards():
 
     assert half.finite(tower, run).item() == 1
     assert calls == [torch.float16, torch.float32]
-    assert tower.weight.dtype is torch.float16
+    half.finite(tower, run)
+    assert calls[2:] == [torch.float32]
+
+
+def test_a_tower_for_which_there_is_no_room_in_float32_stays_whole(monkeypatch):
+    tower = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).half()
+    real = torch.nn.Linear._apply
+
+    def full(self, change, **options):
+        if self is tower[1] and change(torch.zeros(1, dtype=torch.float16)).dtype is torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, change, **options)
+
+    monkeypatch.setattr(torch.nn.Linear, "_apply", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        half.finite(tower, lambda: torch.tensor(float("inf")))
+    assert {p.dtype for p in tower.parameters()} == {torch.float16}
 
 
 def test_other_number_formats_are_not_looked_at():

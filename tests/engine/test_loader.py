@@ -19,6 +19,7 @@ from phi4d.engine.layout import Layout
 from phi4d.engine.loader import load
 from phi4d.engine.phi4 import Phi4Engine
 from phi4d.engine.plan import Slot
+from phi4d.engine.skeleton import check
 from phi4d.errors import ConfigError, DeviceError, Stopped
 
 CPU = Slot("cpu")
@@ -276,11 +277,10 @@ def test_every_shape_that_does_not_fit_is_told_before_anything_is_read(folder, m
     monkeypatch.setattr(loader._Reader, "get", None)
     with pytest.raises(ConfigError) as caught:
         loaded(folder)
-    base = [fault for fault in caught.value.faults if "lora" not in fault]
-    assert len(base) == 2 * 4
-    assert base[0] == (
+    assert len(caught.value.faults) == 10
+    assert caught.value.faults[0] == (
         f"{folder / 'model.safetensors'}: model.layers.0.mlp.down_proj.weight has shape 128x256, "
-        "config.json asks for 128x200. Download the model again: phi4d model pull"
+        "the config.json asks for 128x200"
     )
 
 
@@ -300,11 +300,33 @@ def test_an_adapter_of_another_rank_is_told(folder):
         loaded(folder)
 
 
-def test_weights_without_a_place_are_warned_of(folder, caplog):
-    edit(folder / "config.json", num_hidden_layers=3)
-    loaded(folder)
-    (record,) = caplog.records
-    assert "tensors have no place in the model" in record.getMessage()
+def test_weights_without_a_place_are_left_out(folder):
+    path = folder / "vision-lora" / "adapter_model.safetensors"
+    weights = load_file(path)
+    weights["base_model.model.model.norm.lora_A.weight"] = torch.zeros(16, 128)
+    save_file(weights, path)
+    assert check(read(folder)) == ["base_model.model.model.norm.lora_A.weight"]
+    model = loaded(folder).models["vision"]
+    assert type(model.model.norm).__name__ == "Phi4MultimodalRMSNorm"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "asks"),
+    [
+        ("config.json", {"num_hidden_layers": 3}, "the config.json does not ask for it"),
+        ("vision-lora/adapter_config.json", {"target_modules": ["qkv_proj"]}, "the adapter's"),
+    ],
+)
+def test_weights_of_layers_that_nobody_asks_for_are_no_model(folder, file, change, asks):
+    """Half a language model, or half an adapter, would answer nonsense."""
+    edit(folder / file, **change)
+    with pytest.raises(ConfigError) as caught:
+        loaded(folder)
+    faults = caught.value.faults
+    assert asks in faults[0]
+    assert len(faults) == 10
+    assert faults[-2].startswith("and ")
+    assert faults[-1].endswith("phi4d model pull")
 
 
 def test_a_config_that_transformers_refuses_is_told(folder):
