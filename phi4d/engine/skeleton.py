@@ -72,7 +72,7 @@ def check(checkpoint: Checkpoint) -> list[str]:
     for name, stored in checkpoint.tensors.items():
         asks = "adapter's configuration" if ".lora_" in name else "config.json"
         shape = expected.get(name)
-        if shape is None and name.startswith("model.layers."):
+        if shape is None and LINEAR.match(name):
             faults.append(f"{stored.file}: {stored.key}: the {asks} does not ask for it")
         elif shape is None:
             unplaced.append(stored.key)
