@@ -61,7 +61,7 @@ def make_engines(config: Config) -> Iterator[Engine]:
 
     def load(slot: Slot, progress: Callable[[int, int], None]) -> Engine:
         return Phi4Engine.load(
-            folder,
+            found,
             slot,
             name=name,
             user_prompt=config.user_prompt,

@@ -145,7 +145,7 @@ class _Filling:
             model.set_submodule(
                 module, Adapted(model.get_submodule(module), switch, low_rank, scales)
             )
-        for each in {id(m): m for m in (model, twin)}.values():
+        for each in dict.fromkeys((model, twin)):
             each.tie_weights()
             each.model.rotary_emb.to(self._device)
             correct(each.eval())
@@ -170,7 +170,7 @@ class _Filling:
         layer = name.removesuffix(".weight")
         if not LINEAR.fullmatch(layer):
             value = self._read(name)
-            for model in {id(m): m for m in (self._model, self._twin)}.values():
+            for model in dict.fromkeys((self._model, self._twin)):
                 _assign(model, name, value)
         elif self._slot.quantization != "none":
             weight = self._reader.get(name).to(self._dtype)

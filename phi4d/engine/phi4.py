@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self, cast
 import numpy as np
 import torch
 
-from phi4d.engine.checkpoint import read
+from phi4d.engine.checkpoint import Checkpoint, read
 from phi4d.engine.decoding import decode
 from phi4d.engine.embedding import Clip, Prompt, embed
 from phi4d.engine.faults import give_back
@@ -62,7 +62,7 @@ class Phi4Engine:
     @classmethod
     def load(
         cls,
-        folder: str | Path,
+        model: str | Path | Checkpoint,
         slot: Slot | None = None,
         *,
         user_prompt: str = "<|user|>",
@@ -76,7 +76,7 @@ class Phi4Engine:
         """Read, check and load a model.
 
         Args:
-            folder: of the model, in either layout.
+            model: its folder, in either layout, or what was read there before.
             slot: the device and how to load there (`phi4d.engine.plan`); None for the CPU, float32.
             user_prompt: opens the user's turn; may hold special tokens, as may the next two.
             assistant_prompt: opens the answer.
@@ -93,7 +93,7 @@ class Phi4Engine:
         if max_crops is not None and max_crops < 1:
             raise ConfigError(f"max_crops: {max_crops} is too few; give 1 or more")
         slot = slot or Slot("cpu")
-        checkpoint = read(Path(folder))
+        checkpoint = model if isinstance(model, Checkpoint) else read(Path(model))
         if threads is not None:
             torch.set_num_threads(threads)
         loaded = load(checkpoint, slot, progress)
