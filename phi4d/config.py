@@ -72,6 +72,7 @@ def _not_empty(value: str) -> str:
 Folder = Annotated[Path, BeforeValidator(_to_path)]
 Outbox = Annotated[Path, BeforeValidator(_to_outbox)]
 Text = Annotated[str, AfterValidator(_not_empty)]
+Patterns = Annotated[tuple[Text, ...], Field(strict=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -96,6 +97,18 @@ class Inbox(_Model):
         "audio",
     )
     """what to take: pictures, recordings, or both"""
+    watch: Literal["auto", "inotify", "poll"] = "auto"
+    """how new files are noticed; auto: poll on network and FUSE file systems, inotify elsewhere"""
+    include: Patterns = ()
+    """patterns as in .gitignore: if there are any, only files that one of them matches are taken"""
+    exclude: Patterns = ()
+    """patterns as in .gitignore of files and folders to pass over, besides the usual litter"""
+    originals: Literal["leave", "move", "delete"] = "leave"
+    """what becomes of a file when its sidecars are safe on the disk; move: to done_dir"""
+    done_dir: Folder | None = None
+    """where originals are moved, subfolders mirrored; nothing there is ever overwritten"""
+    failed_dir: Folder | None = None
+    """where files that are at fault themselves are moved; default: they stay where they are"""
     image_prompt: Text | None = None
     """question about each picture; default: the general image_prompt"""
     speech_prompt: Text | None = None
@@ -179,16 +192,26 @@ class Config(_Model):
     # the daemon
     settle_seconds: Seconds = 2.0
     """how long a file must stay unchanged when no event tells that it is complete"""
+    settle_max: Seconds = 300.0
+    """seconds that a file which its own format says is incomplete must stay unchanged to count as
+    cut off"""
     rescan_seconds: Seconds = 60.0
     """how often the inboxes are compared with the store, whatever the events said"""
+    poll_seconds: Seconds = 10.0
+    """how often inboxes are looked through that send no events (network and FUSE file systems)"""
     pause_seconds: Seconds = 5.0
     """first pause of an inbox whose outbox cannot be written; doubles up to 5 minutes"""
+    retry_seconds: Seconds = 5.0
+    """first wait of a file that is tried again; doubles up to 5 minutes"""
     stop_seconds: Seconds = 20.0
     """how long a running model call may go on at a stop before its files are put back"""
     hang_seconds: Seconds = 300.0
     """a worker without a sign of life for so long counts as hung"""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """starts without an end after which a file is taken for the cause"""
+
+    reuse: bool = True
+    """copy the answer of a file with the same bytes that was asked the same of the same model"""
 
     # decoding
     decode_processes: Annotated[int, Field(ge=1, le=64)] = 2
@@ -199,15 +222,19 @@ class Config(_Model):
     """largest file taken, in MB (10^6 bytes)"""
     max_megapixels: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 200.0
     """largest picture taken, in millions of pixels"""
+    max_frames: Annotated[int, Field(ge=1)] = 10_000
+    """most frames of an animation, or pages of a TIFF; only the first is looked at"""
     max_duration_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 24.0
     """longest recording taken"""
+    decode_memory_gb: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] = 4.0
+    """memory of one decode process at most, in GB (10^9 bytes)"""
 
     debug: bool = False
     """log in detail"""
 
     @model_validator(mode="after")
     def _inboxes_fit_together(self) -> Self:
-        faults = list(_inbox_conflicts(self.inbox))
+        faults = [*_inbox_conflicts(self.inbox), *_originals_conflicts(self.inbox)]
         if self.results_dir is None:
             faults += [
                 f'inbox "{i.name}": no outbox; give it a folder or "{BESIDE}", or set results_dir'
@@ -339,7 +366,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     tables = data.get("inbox")
     for table in tables if isinstance(tables, list) else []:
         if isinstance(table, dict):
-            anchor(table, ("path", "outbox"))
+            anchor(table, ("path", "outbox", "done_dir", "failed_dir"))
     return data
 
 
@@ -396,6 +423,19 @@ def _inbox_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[str]:
                 yield (
                     f'inbox "{a.name}" and inbox "{b.name}" share the outbox {a.outbox_root()}; '
                     "files of the same name would overwrite each other's results"
+                )
+
+
+def _originals_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[str]:
+    """Folders for originals that are missing, or would hand the files back to their inbox."""
+    for box in boxes:
+        if box.originals == "move" and box.done_dir is None:
+            yield f'inbox "{box.name}": originals = "move" needs done_dir, where to'
+        for key, folder in (("done_dir", box.done_dir), ("failed_dir", box.failed_dir)):
+            if folder == box.path:
+                yield (
+                    f'inbox "{box.name}": {key} is the inbox itself; expected another folder, '
+                    "which may be below it"
                 )
 
 

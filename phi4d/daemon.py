@@ -50,6 +50,7 @@ def make_pool(config: Config, workers: int) -> DecodePool:
         max_pixels=int(config.max_megapixels * 1e6),
         max_duration_s=config.max_duration_hours * 3600,
         max_file_bytes=int(config.max_file_mb * 1e6),
+        memory_bytes=int(config.decode_memory_gb * 1e9),
     )
 
 

@@ -5,7 +5,8 @@ Phi4dError
 ├── FileError          the file's: quarantine it with the reason
 │   ├── DecoderDied    the decode process crashed or hung on it: one more try
 │   └── FileChanged    it was not settled: drop this job, a newer one follows
-├── EnvironmentFault   the disk's, mount's or permission's: pause and resume
+├── EnvironmentFault   the disk's, mount's or permission's: the inbox pauses and resumes
+│   └── SourceFault    of one file, which cannot be read now: it waits, its inbox goes on
 ├── DeviceError        the GPU's memory is full: ask for less at a time, then give the job up
 │   └── DeviceLost     the GPU failed: put the work back, exit 69, be started again
 └── Stopped            nobody's: the daemon was asked to stop, put the work back
@@ -63,6 +64,10 @@ class EnvironmentFault(Phi4dError):
     """The file did nothing wrong: a full disk, a missing mount, a refused permission."""
 
     fault = "environment"
+
+
+class SourceFault(EnvironmentFault):
+    """One file cannot be read at the moment: no permission, a bad sector. Others may well be."""
 
 
 class DeviceError(Phi4dError):

@@ -263,3 +263,29 @@ class TestFaults:
         settled = load(tmp_path)
         with pytest.raises(ValueError, match="frozen"):
             settled.batch_size = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("keys", "fault"),
+    [
+        ({"originals": "move"}, 'inbox "a": originals = "move" needs done_dir'),
+        ({"originals": "move", "done_dir": "/a"}, 'inbox "a": done_dir is the inbox itself'),
+        ({"failed_dir": "/a"}, 'inbox "a": failed_dir is the inbox itself'),
+        ({"watch": "sometimes"}, "expected 'auto', 'inotify' or 'poll'"),
+        ({"exclude": [" "]}, "inbox[0].exclude[0]: found ' '; expected some text"),
+    ],
+)
+def test_rules_of_an_inbox_that_cannot_be_are_refused(
+    tmp_path: Path, keys: dict[str, object], fault: str
+):
+    (told,) = faults(tmp_path, inbox=[{"path": "/a", "outbox": "/o", **keys}])
+
+    assert fault in told
+
+
+def test_originals_may_be_moved_below_the_inbox(tmp_path: Path):
+    table = {"path": "/a", "outbox": "/o", "originals": "move", "done_dir": "/a/done"}
+
+    (box,) = load(tmp_path, inbox=[table]).inboxes()
+
+    assert box.done_dir == Path("/a/done")

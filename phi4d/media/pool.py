@@ -67,7 +67,7 @@ class DecodePool:
         max_pixels: int = 200_000_000,
         max_duration_s: float = 24 * 3600.0,
         max_file_bytes: int = 8 * GIB,
-        memory_bytes: int = 4 * GIB,
+        memory_bytes: int = 4_000_000_000,
         replace_after: int = 500,
     ) -> None:
         self.timeout_s = timeout_s
@@ -285,7 +285,7 @@ class Decoding:
                 case _ if header["class"] == "MemoryError":
                     raise DecoderDied(
                         f"the decode process ran out of its memory limit of "
-                        f"{self._pool.memory_bytes / GIB:.1f} GiB"
+                        f"{self._pool.memory_bytes / 1e9:.1f} GB (decode_memory_gb)"
                     )
                 case _:
                     self._release(usable=True)  # the file's error, not the process's

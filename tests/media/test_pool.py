@@ -236,7 +236,7 @@ def test_a_process_without_memory_says_so_and_is_replaced(png: Path, tmp_path: P
     with DecodePool(1, memory_bytes=600 << 20) as pool:
         found = error(pool, tmp_path / "large.png")
         assert isinstance(found, DecoderDied)
-        assert "ran out of its memory limit of 0.6 GiB" in str(found)
+        assert "ran out of its memory limit of 0.6 GB" in str(found)
         assert len(read(pool, png)) == 1
 
 
