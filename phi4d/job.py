@@ -78,6 +78,18 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a look at a file's beginning and end tells, before anything is decoded."""
+
+    kind: Kind | None
+    """None: neither a picture nor a recording, by its name and by its content"""
+    whole: bool
+    """False: its format tells a length, or has an end mark, that is not there yet"""
+    why: str = ""
+    """in words"""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One version of one file under one inbox rule; a row in the store."""
 
@@ -94,6 +106,10 @@ class Job:
     """how many decode processes died on it"""
     deaths: int = 0
     """how often a device was lost while it answered for this job and for no other"""
+    waits: int = 0
+    """how often it was put off since somebody last asked for it"""
+    fresh: bool = False
+    """it is to be answered anew, even if an answer is known"""
 
     @property
     def name(self) -> str:
