@@ -5,6 +5,8 @@ Nothing here does I/O or imports a heavy package.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from enum import StrEnum
@@ -218,3 +220,15 @@ class Result:
     """facts of the source, e.g. (("width", 640), ("height", 480)) or (("duration", 3.2),)"""
     reduced: str = ""
     """what the model was given less of than usual, and why; empty: nothing"""
+
+
+def question(kind: Kind, model: str, prompt: str, sampling: Sampling) -> bytes:
+    """What decides the answer to a file's bytes, as one hash (SHA-256).
+
+    Two files with the same bytes and the same question have the same answer, as long as it was not
+    cut and nothing was reduced.
+    """
+    asked: list[object] = [kind.value, model, prompt, sampling.repetition_penalty]
+    if sampling.temperature:
+        asked += [sampling.temperature, sampling.seed]
+    return hashlib.sha256(json.dumps(asked).encode()).digest()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from phi4d.job import Fingerprint, Job, Kind, printable
+from phi4d.job import GREEDY, Fingerprint, Job, Kind, Sampling, printable, question
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_a_fingerprint_tells_versions_apart(tmp_path: Path) -> None:
     touched = Fingerprint.of(file.stat())
     assert touched.mtime_ns == 1
     assert touched.size == 5
+
+
+def test_a_question_is_told_by_everything_that_decides_the_answer():
+    asked = question(Kind.IMAGE, "m", "p", GREEDY)
+    assert asked == question(Kind.IMAGE, "m", "p", Sampling(seed=5))  # nothing is drawn
+    others = [
+        question(Kind.AUDIO, "m", "p", GREEDY),
+        question(Kind.IMAGE, "m2", "p", GREEDY),
+        question(Kind.IMAGE, "m", "p2", GREEDY),
+        question(Kind.IMAGE, "m", "p", Sampling(repetition_penalty=1.1)),
+        question(Kind.IMAGE, "m", "p", Sampling(temperature=1.0)),
+        question(Kind.IMAGE, "m", "p", Sampling(temperature=1.0, seed=5)),
+    ]
+    assert len({asked, *others}) == 7

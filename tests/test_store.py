@@ -18,7 +18,7 @@ from kit import Clock
 
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Kind, State
-from phi4d.store import ADD_ROWS, SCHEMA_VERSION, Reader, Store
+from phi4d.store import ADD_ROWS, SCHEMA_VERSION, Reader, Store, schema
 
 VERSION_1 = """
 CREATE TABLE job (
@@ -227,6 +227,200 @@ class TestEnds:
         reader.close()
 
 
+class TestKnown:
+    def test_a_version_is_known_in_every_state_but_dropped(self, store: Store) -> None:
+        store.add([arrival(b"%d" % n) for n in range(5)])
+        jobs = store.claim([2, 3, 4, 5], "cpu")
+        store.finish(jobs[1])
+        store.fail(jobs[2], "file", "x")
+        store.drop(jobs[3], "x")
+        found = store.known([("in", b"%d" % n, arrival().fingerprint) for n in range(6)])
+        assert found == [True, True, True, True, False, False]
+
+    def test_another_version_or_inbox_is_not(self, store: Store) -> None:
+        store.add([arrival()])
+        fingerprint = arrival().fingerprint
+        others = [replace(fingerprint, **{key: 7}) for key in ("inode", "size", "mtime_ns")]
+        assert store.known([("in", b"a.jpg", other) for other in others]) == [False] * 3
+        assert store.known([("other", b"a.jpg", fingerprint)]) == [False]
+
+    def test_what_was_found_done_is_not_queued(self, store: Store) -> None:
+        store.add([arrival(version=1)])
+        assert store.adopt([(arrival(version=2), b"c", b"q"), (arrival(b"b"), None, None)]) == 2
+        assert store.adopt([(arrival(version=2), b"c", b"q")]) == 0
+        assert states(store) == {"dropped": 1, "done": 2}
+        assert store.answered(22, b"q") == {b"c".hex(): ("in", b"a.jpg")}
+
+
+class TestWaits:
+    def test_a_job_that_was_put_off_is_passed_over_until_it_is_due(
+        self, store: Store, clock: Clock
+    ) -> None:
+        store.add([arrival()])
+        (job,) = store.claim([1], "cpu")
+        assert store.requeue(job, count=True, wait=5, fault="file", reason="crashed")
+        assert store.waiting(1, ["in"]) == []
+        assert store.busy(["in"])
+        clock.advance(5.1)
+        (again,) = store.waiting(1, ["in"])
+        assert (again.attempts, again.waits) == (1, 1)
+
+    def test_a_clock_that_was_set_back_holds_nothing_up(self, store: Store, clock: Clock) -> None:
+        store.add([arrival()])
+        store.requeue(store.claim([1], "cpu")[0], count=False, wait=300)
+        clock.advance(-86_400)
+        assert len(store.waiting(1, ["in"])) == 1
+
+    def test_what_waits_for_its_surroundings_does_not_keep_busy(self, store: Store) -> None:
+        store.add([arrival(), arrival(inbox="other")])
+        for job in store.claim([1, 2], "cpu"):
+            store.requeue(job, count=False, wait=5, fault="environment", reason="no permission")
+        assert not store.busy(["in"])
+        ((blocked, reason),) = store.blocked(["in"])
+        assert (blocked.inbox, reason) == ("in", "no permission")
+
+    def test_what_was_waited_for_is_forgotten_at_the_end(self, store: Store, path: Path) -> None:
+        store.add([arrival()])
+        store.requeue(store.claim([1], "cpu")[0], count=False, wait=-1, fault="environment")
+        store.finish(store.claim([1], "cpu")[0])
+        reader = Reader(path)
+        (row,) = reader.versions("in", b"a.jpg")
+        reader.close()
+        assert (row.state, row.fault, row.reason) == (State.DONE, None, None)
+
+
+class TestAnswered:
+    def test_only_done_ones_of_the_same_size_and_question_are_told(self, store: Store) -> None:
+        store.add([arrival(b"%d" % n) for n in range(4)])
+        a, b, c, _ = store.claim([1, 2, 3, 4], "cpu")
+        store.finish(a, content=b"\1", question=b"q")
+        store.finish(b, content=b"\2", question=b"other")
+        store.finish(c, question=b"q")  # was cut or reduced: no use to others
+        assert store.answered(22, b"q") == {"01": ("in", b"0")}
+        assert store.answered(23, b"q") == {}
+
+
+class TestOriginals:
+    def test_they_are_due_until_something_became_of_them(self, store: Store, path: Path) -> None:
+        store.add([arrival(b"a"), arrival(b"b"), arrival(b"c")])
+        a, b, c = store.claim([1, 2, 3], "cpu")
+        store.finish(a, original=True)
+        store.fail(b, "file", "x", "decode", original=True)
+        store.finish(c)
+        assert [(job.path, state) for job, state in store.originals()] == [
+            (b"a", State.DONE),
+            (b"b", State.FAILED),
+        ]
+        store.settle_original(a, "moved", b"/done/a")
+        store.settle_original(b, "deleted")
+        assert store.originals() == []
+        reader = Reader(path)
+        (row,) = reader.versions("in", b"a")
+        assert (row.original, row.moved_to) == ("moved", b"/done/a")
+        assert reader.versions("in", b"b")[0].phase == "decode"
+        reader.close()
+
+    def test_a_newer_version_spares_the_older_from_being_moved(self, store: Store) -> None:
+        store.add([arrival(version=1)])
+        store.finish(store.claim([1], "cpu")[0], original=True)
+        store.add([arrival(version=2)])
+        assert store.originals() == []
+
+
+class TestAgain:
+    @pytest.fixture
+    def ended(self, store: Store) -> Store:
+        names = (b"a/1", b"a/2", b"a/b/3", b"a.x", b"ab", b"w")
+        store.add([arrival(name) for name in names])
+        jobs = store.claim(range(1, 7), "cpu")
+        for job in jobs[:3]:
+            store.fail(job, "file", "x", "decode")
+        store.finish(jobs[3], question=b"old")
+        store.finish(jobs[4], question=b"new")
+        store.requeue(jobs[5], count=False, wait=100, fault="environment", reason="y")
+        return store
+
+    @pytest.mark.parametrize(
+        ("below", "found"),
+        [
+            (None, [b"a/1", b"a/2", b"a/b/3", b"w"]),
+            (b"a", [b"a/1", b"a/2", b"a/b/3"]),
+            (b"a/b", [b"a/b/3"]),
+            (b"a/1", [b"a/1"]),
+            (b"w", [b"w"]),
+            (b"ab", []),
+            (b"nothing", []),
+        ],
+    )
+    def test_what_failed_or_waits_is_taken_up(
+        self, ended: Store, below: bytes | None, found: list[bytes]
+    ) -> None:
+        jobs = ended.retry("in", below)
+        assert [job.path for job in jobs] == found
+        assert not any(job.attempts or job.waits or job.fresh for job in jobs)
+        assert {job.path for job in ended.waiting(9, ["in"])} >= set(found)
+        assert ended.retry("other", below) == []
+
+    def test_what_is_done_is_answered_anew_if_asked_for(self, ended: Store) -> None:
+        assert [job.path for job in ended.regenerate("in", b"ab")] == [b"ab"]
+        assert [job.fresh for job in ended.waiting(9, ["in"])] == [True]
+        ended.finish(ended.claim([5], "cpu")[0])
+        assert ended.retry("in", b"ab") == []
+
+    def test_what_was_asked_something_else_is_stale(self, ended: Store) -> None:
+        stale = ended.regenerate_stale("in", Kind.IMAGE, b"new")
+        assert [(job.path, job.fresh) for job in stale] == [(b"a.x", False)]
+        assert ended.regenerate_stale("in", Kind.AUDIO, b"x") == []
+
+    def test_what_was_moved_away_cannot_be_done_again(self, store: Store) -> None:
+        store.add([arrival(b"a"), arrival(b"b")])
+        for job in store.claim([1, 2], "cpu"):
+            store.finish(job, original=True)
+            store.settle_original(job, "moved" if job.path == b"a" else "kept", b"/x")
+        assert [job.path for job in store.regenerate("in")] == [b"b"]
+
+
+class TestNotices:
+    def test_they_stand_until_it_works_again(self, store: Store, path: Path, clock: Clock) -> None:
+        reader = Reader(path)
+        store.notice("in", "outbox", "full")
+        clock.advance(1)
+        store.notice("in", "watch", "polled")
+        store.notice("in", "outbox", "still full")
+        assert [(n.about, n.text, n.since) for n in reader.notices()] == [
+            ("outbox", "still full", clock.now - 1),
+            ("watch", "polled", clock.now),
+        ]
+        store.notice("in", "outbox", None)
+        assert [n.about for n in reader.notices()] == ["watch"]
+        store.forget_notices()
+        assert reader.notices() == []
+        reader.close()
+
+
+class TestTally:
+    @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), max_size=30))
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    def test_it_is_what_counting_gives(self, store: Store, steps: list[tuple[int, int]]) -> None:
+        for what, n in steps:
+            store.add([arrival(b"%d" % n, version=what % 3)])
+            jobs = store.claim([n], "cpu") if what > 1 else []
+            for job in jobs:
+                if what == 2:
+                    store.finish(job)
+                elif what == 3:
+                    store.fail(job, "file", "x")
+                elif what == 4:
+                    store.drop(job, "x")
+                elif what == 5:
+                    store.requeue(job, count=True)
+            store.retry("in")
+        counted = dict(
+            store._db.execute("SELECT state, count(*) FROM job WHERE inbox = 'in' GROUP BY 1")
+        )
+        assert states(store) == counted
+
+
 class TestRecovery:
     def test_what_was_running_waits_again_and_the_attempt_counts(
         self, store: Store, path: Path, clock: Clock
@@ -246,7 +440,8 @@ class TestRecovery:
         script = (
             "import os, sys, signal\n"
             "from pathlib import Path\n"
-            "from phi4d.store import *\n"
+            "from phi4d.job import *\n"
+            "from phi4d.store import Store\n"
             "store = Store(Path(sys.argv[1]))\n"
             "a = [Arrival('in', b'%d' % n, Kind.IMAGE, Fingerprint(1, 2, n)) for n in range(50)]\n"
             "store.add(a)\n"
@@ -267,11 +462,56 @@ class TestFile:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert db.execute("PRAGMA synchronous").fetchone() == (2,)
 
-    def test_something_else_in_its_place_is_refused(self, path: Path) -> None:
-        path.write_bytes(b"not a database, but long enough to be looked at" * 100)
+    @pytest.mark.parametrize("how", ["no database", "torn"])
+    def test_a_broken_one_is_set_aside_with_its_name_in_the_log(
+        self, path: Path, how: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # given a store with jobs, of which something was destroyed
+        with Store(path) as store:
+            store.add([arrival(b"%d" % n) for n in range(2000)])
+        data = bytearray(path.read_bytes())
+        if how == "torn":
+            data[8192 : len(data) // 2] = b"\xa5" * (len(data) // 2 - 8192)
+        else:
+            data = bytearray(b"not a database, but long enough to be looked at" * 100)
+        path.write_bytes(data)
+        # when it is opened
+        with Store(path) as store:
+            # then there is a new one, which works
+            assert store.add([arrival()]) == 1
+        # and the old one is kept, and named
+        (aside,) = path.parent.glob("jobs.sqlite3.broken-*")
+        assert aside.read_bytes() == data
+        assert str(aside) in caplog.text
+
+    def test_broken_ones_do_not_replace_each_other(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(schema.time, "strftime", lambda _: "now")
+        for n in range(3):
+            path.write_bytes(b"no database %d" % n * 100)
+            Store(path).close()
+        for n, name in enumerate(["broken-now", "broken-now-1", "broken-now-2"]):
+            aside = path.with_name(f"{path.name}.{name}")
+            assert aside.read_bytes().startswith(b"no database %d" % n)
+
+    def test_a_folder_in_its_place_is_refused(self, path: Path) -> None:
+        path.mkdir()
         with pytest.raises(ConfigError, match="cannot be opened"):
             Store(path)
-        assert path.read_bytes().startswith(b"not a database")
+
+    def test_a_failing_disk_is_the_surroundings_fault(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+        def full(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(schema.sqlite3, "connect", full)
+        with pytest.raises(EnvironmentFault, match="disk is full"):
+            Store(path)
 
     def test_a_store_from_the_future_is_refused(self, path: Path) -> None:
         with sqlite3.connect(path) as db:
@@ -300,13 +540,16 @@ class TestFile:
                 store.recover()
                 (job,) = store.waiting(1, ["in"])
                 assert (job.path, job.attempts, job.deaths) == (b"a", 4, 0)
+                assert states(store) == {"queued": 1}
         # then it is a store like any new one
         Store(path.with_name("new")).close()
         found = []
         for each in (path, path.with_name("new")):
             with contextlib.closing(sqlite3.connect(each)) as db:
                 (version,) = db.execute("PRAGMA user_version").fetchone()
-                found.append((version, db.execute("PRAGMA table_info(job)").fetchall()))
+                parts = db.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2")
+                columns = db.execute("PRAGMA table_info(job)").fetchall()
+                found.append((version, parts.fetchall(), columns))
         assert found[0] == found[1]
         assert found[0][0] == SCHEMA_VERSION
 

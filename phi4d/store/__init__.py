@@ -1,0 +1,22 @@
+"""The store room: every job and where it stands. The only SQL in the house.
+
+`Store` is the read-write side, of which there is one, the daemon's; `Reader` is for everybody else.
+"""
+
+from __future__ import annotations
+
+from phi4d.store.reader import Reader
+from phi4d.store.rows import Failure, Notice, Row
+from phi4d.store.schema import SCHEMA_VERSION, SQLITE_VERSION
+from phi4d.store.store import ADD_ROWS, Store
+
+__all__ = [
+    "ADD_ROWS",
+    "SCHEMA_VERSION",
+    "SQLITE_VERSION",
+    "Failure",
+    "Notice",
+    "Reader",
+    "Row",
+    "Store",
+]

@@ -1,0 +1,127 @@
+"""The read-only side, for other processes than the daemon."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from phi4d.errors import EnvironmentFault
+from phi4d.job import Job, State
+from phi4d.store import rows
+from phi4d.store.rows import Failure, Notice, Row
+
+FIRST_COLUMNS = "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes"
+"""what stores of every version have: the daemon may not have been started since an upgrade, and
+only it changes a store"""
+
+
+class Reader:
+    """Reads a store that a daemon may be writing.
+
+    Raises:
+        FileNotFoundError: there is no store.
+        EnvironmentFault: it cannot be read, here and in every method.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(path)
+        self._path = path
+        with self._readable():
+            self._db = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
+            self._db.execute("PRAGMA query_only = ON")
+            (self._version,) = self._db.execute("PRAGMA user_version").fetchone()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def counts(self) -> dict[str, dict[State, int]]:
+        """Number of jobs by inbox and state."""
+        with self._readable():
+            return counts(self._db, tallied=self._version >= 3)
+
+    def running(self) -> list[tuple[Job, str, float]]:
+        """What runs: the job, its device, and since when (seconds since the epoch)."""
+        with self._readable():
+            found = self._db.execute(
+                f"SELECT {FIRST_COLUMNS}, device, started FROM job WHERE state = 'running'"
+                " ORDER BY id"
+            ).fetchall()
+        return [(rows.job(row[:-2]), str(row[-2]), float(row[-1])) for row in found]
+
+    def failures(self, limit: int) -> list[Failure]:
+        """The last failures, newest first."""
+        with self._readable():
+            found = self._db.execute(
+                "SELECT inbox, path, fault, reason, finished FROM job WHERE state = 'failed'"
+                " ORDER BY finished DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [Failure(*row) for row in found]
+
+    def notices(self) -> list[Notice]:
+        """What keeps inboxes from working, oldest first."""
+        if self._version < 3:
+            return []
+        with self._readable():
+            found = self._db.execute("SELECT inbox, about, text, since FROM notice ORDER BY since")
+            return [Notice(*row) for row in found]
+
+    def put_off(self, limit: int) -> list[Row]:
+        """Queued jobs that wait for their next try, the longest waiting first."""
+        if self._version < 3:
+            return []
+        with self._readable():
+            found = self._db.execute(
+                f"SELECT {rows.ROW_COLUMNS} FROM job WHERE state = 'queued' AND next_try > 0"
+                " ORDER BY id LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [rows.row(row) for row in found]
+
+    def versions(self, inbox: str, path: bytes) -> list[Row]:
+        """Every version of a file that is known, the newest first."""
+        if self._version < 3:
+            raise EnvironmentFault(
+                f"{self._path}: the store is an older phi4d's; start the daemon once, which brings "
+                "it up to date"
+            )
+        with self._readable():
+            found = self._db.execute(
+                f"SELECT {rows.ROW_COLUMNS} FROM job WHERE inbox = ? AND path = ?"
+                " ORDER BY state = 'dropped', id DESC",
+                (inbox, path),
+            ).fetchall()
+        return [rows.row(row) for row in found]
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise EnvironmentFault(f"{self._path}: the store cannot be read: {error}") from error
+
+
+def _uri(path: Path) -> str:
+    base = path.absolute().as_uri()
+    # without a daemon there is no write-ahead log, and a reader without write permission could
+    # not make the files that go with one
+    if path.with_name(path.name + "-wal").exists():
+        return base + "?mode=ro"
+    return base + "?immutable=1"
+
+
+def counts(db: sqlite3.Connection, *, tallied: bool = True) -> dict[str, dict[State, int]]:
+    """Number of jobs by inbox and state; older stores have no tally and are counted."""
+    query = (
+        "SELECT inbox, state, n FROM tally WHERE n > 0"
+        if tallied
+        else "SELECT inbox, state, count(*) FROM job GROUP BY 1, 2"
+    )
+    result: dict[str, dict[State, int]] = {}
+    for inbox, state, n in db.execute(query):
+        result.setdefault(inbox, dict.fromkeys(State, 0))[State(state)] = n
+    return result

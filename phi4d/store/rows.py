@@ -1,0 +1,84 @@
+"""Rows of the store as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from phi4d.job import Fingerprint, Job, Kind, State
+
+JOB_COLUMNS = (
+    "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes, deaths, waits, fresh"
+)
+ROW_COLUMNS = (
+    JOB_COLUMNS + ", state, device, fault, phase, reason, added, started, finished, next_try,"
+    " original, moved_to, question"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A job that was given up, for those who want to know why."""
+
+    inbox: str
+    path: bytes
+    fault: str
+    reason: str
+    when: float
+    """seconds since the epoch"""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What keeps an inbox from working."""
+
+    inbox: str
+    about: str
+    text: str
+    since: float
+    """seconds since the epoch"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Everything that the store knows of one version of a file. Times: seconds since the epoch."""
+
+    job: Job
+    state: State
+    device: str | None
+    fault: str | None
+    phase: str | None
+    reason: str | None
+    """why it failed, was dropped, or waits"""
+    added: float
+    started: float | None
+    finished: float | None
+    next_try: float
+    original: str | None
+    moved_to: bytes | None
+    question: bytes | None
+
+
+def job(row: Sequence[Any]) -> Job:
+    """A job from `JOB_COLUMNS`, or from as many of them as an older store has."""
+    job_id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes, *later = row
+    deaths, waits, fresh = (*later, 0, 0, 0)[:3]
+    return Job(
+        id=int(job_id),
+        inbox=str(inbox),
+        path=bytes(path),
+        kind=Kind(str(kind)),
+        fingerprint=Fingerprint(int(inode), int(size), int(mtime_ns)),
+        attempts=int(attempts),
+        crashes=int(crashes),
+        deaths=int(deaths),
+        waits=int(waits),
+        fresh=bool(fresh),
+    )
+
+
+def row(found: Sequence[Any]) -> Row:
+    """A row from `ROW_COLUMNS`."""
+    state, *rest = found[12:]
+    return Row(job(found[:12]), State(str(state)), *rest)

@@ -1,0 +1,485 @@
+"""The read-write side of the store.
+
+One read-write connection behind a lock (SQLite before 3.51.3 can lose commits when two
+connections write and checkpoint at once); readers open their own connection, read-only. Every
+change of a job is compare-and-set on its state, and durable when the call returns.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from phi4d.errors import EnvironmentFault
+from phi4d.job import Arrival, Fingerprint, Job, Kind, State
+from phi4d.store import reader
+from phi4d.store.rows import JOB_COLUMNS, job
+from phi4d.store.schema import open_store
+
+ADD_ROWS = 2_000  # rows a transaction; a million files then take some 10 s
+LONGEST_WAIT_SECONDS = 600.0
+"""a next try further away than this is taken for a clock that was set back, and is due"""
+
+
+class Store:
+    """The read-write side. Any thread may call it.
+
+    Args:
+        path: the database file; its folder must exist.
+        clock: seconds since the epoch.
+
+    Raises:
+        ConfigError: the file cannot be opened, or is from a newer phi4d.
+        EnvironmentFault: its disk is full or failing.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._db = open_store(path)
+
+    def close(self) -> None:
+        """Close the database. Idempotent."""
+        with self._lock:
+            self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                raise EnvironmentFault(
+                    f"the store cannot be written: {error}; expected room on its disk and a "
+                    "writable folder: it is tried again"
+                ) from error
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.OperationalError as error:
+                raise EnvironmentFault(
+                    f"the store cannot be read: {error}; expected a disk that works: it is tried "
+                    "again"
+                ) from error
+
+    # ---- what comes in
+
+    def known(self, files: Sequence[tuple[str, bytes, Fingerprint]]) -> list[bool]:
+        """Whether the store has these very versions, as (inbox, path, fingerprint), one for each.
+
+        A version that was dropped, because another followed or it had gone, is not known.
+
+        Raises:
+            EnvironmentFault: the store cannot be read.
+        """
+        with self._read() as db:
+            find = db.cursor().execute
+            return [
+                find(
+                    "SELECT 1 FROM job WHERE inbox = ? AND path = ? AND inode = ? AND size = ?"
+                    " AND mtime_ns = ? AND state <> 'dropped'",
+                    (inbox, path, f.inode, f.size, f.mtime_ns),
+                ).fetchone()
+                is not None
+                for inbox, path, f in files
+            ]
+
+    def add(self, arrivals: Iterable[Arrival]) -> int:
+        """Queue files; a version that is known already is left as it is.
+
+        Other versions of the same file are dropped, whatever had become of them: the newest is
+        the one that counts.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            EnvironmentFault: the store's disk is full or failing, as for every change.
+        """
+        return self._add([(arrival, State.QUEUED, None, None) for arrival in arrivals])
+
+    def adopt(self, done: Iterable[tuple[Arrival, bytes | None, bytes | None]]) -> int:
+        """Take files over as done, because their sidecars stand there and are about them.
+
+        Args:
+            done: each file with its content's hash and its question, where they are known.
+
+        Returns:
+            How many were new.
+        """
+        return self._add([(each, State.DONE, content, asked) for each, content, asked in done])
+
+    def _add(self, rows: list[tuple[Arrival, State, bytes | None, bytes | None]]) -> int:
+        new = 0
+        for begin in range(0, len(rows), ADD_ROWS):
+            with self._write() as db:
+                for arrival, state, content, question in rows[begin : begin + ADD_ROWS]:
+                    new += self._add_one(db, arrival, state, content, question)
+        return new
+
+    def _add_one(
+        self,
+        db: sqlite3.Connection,
+        a: Arrival,
+        state: State,
+        content: bytes | None,
+        question: bytes | None,
+    ) -> int:
+        now = self._clock()
+        added = db.execute(
+            "INSERT INTO job (inbox, path, kind, inode, size, mtime_ns, state, added, finished,"
+            " content, question) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            # a version that had gone and is back was never finished
+            " ON CONFLICT DO UPDATE SET state = excluded.state, added = excluded.added,"
+            " finished = excluded.finished, content = excluded.content,"
+            f" question = excluded.question, kind = excluded.kind, {_ANEW}"
+            " WHERE state = 'dropped' RETURNING id",
+            (
+                a.inbox,
+                a.path,
+                a.kind,
+                a.fingerprint.inode,
+                a.fingerprint.size,
+                a.fingerprint.mtime_ns,
+                state,
+                now,
+                now if state is State.DONE else None,
+                content,
+                question,
+            ),
+        ).fetchall()
+        for (job_id,) in added:
+            db.execute(
+                "UPDATE job SET state = 'dropped', reason = 'a newer version followed',"
+                " finished = ?, original = NULL WHERE inbox = ? AND path = ? AND id <> ?"
+                " AND state NOT IN ('running', 'dropped')",
+                (now, a.inbox, a.path, job_id),
+            )
+        return len(added)
+
+    # ---- what a worker does with it
+
+    def waiting(
+        self, limit: int, inboxes: Sequence[str], without: Collection[int] = ()
+    ) -> list[Job]:
+        """The oldest queued jobs of some inboxes that may be tried now; a look, not a claim.
+
+        Jobs of other inboxes, which pause or are configured no more, do not stand in the way.
+
+        Args:
+            limit: how many at most.
+            inboxes: their names.
+            without: ids of jobs to pass over; they do not count towards the limit.
+        """
+        # the + keeps SQLite from taking the index by inbox, and then sorting what it found
+        marks = ",".join("?" * len(inboxes))
+        now = self._clock()
+        with self._read() as db:
+            rows = db.execute(
+                f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'queued' AND +inbox IN ({marks})"
+                " AND next_try NOT BETWEEN ? AND ?"
+                " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?",
+                (*inboxes, now, now + LONGEST_WAIT_SECONDS, json.dumps(list(without)), limit),
+            ).fetchall()
+        return [job(row) for row in rows]
+
+    def claim(self, ids: Sequence[int], device: str) -> list[Job]:
+        """Move queued jobs to running and count the attempt, in one statement.
+
+        Returns:
+            The jobs that this call got; those that another worker had first are missing.
+        """
+        marks = ",".join("?" * len(ids))
+        with self._write() as db:
+            rows = db.execute(
+                "UPDATE job SET state = 'running', attempts = attempts + 1, device = ?,"
+                f" started = ? WHERE state = 'queued' AND id IN ({marks})"
+                f" RETURNING {JOB_COLUMNS}",
+                (device, self._clock(), *ids),
+            ).fetchall()
+        return sorted((job(row) for row in rows), key=lambda job: job.id)
+
+    def finish(
+        self,
+        job: Job,
+        *,
+        content: bytes | None = None,
+        question: bytes | None = None,
+        original: bool = False,
+    ) -> bool:
+        """Mark a running job as done; to be called when its sidecars are durable.
+
+        Args:
+            job: the job.
+            content: the hash of the file's bytes, if its answer may serve for others like it.
+            question: what was asked.
+            original: whether the source file is now to be moved or deleted.
+        """
+        return self._end(job, State.DONE, content=content, question=question, original=original)
+
+    def fail(
+        self, job: Job, fault: str, reason: str, phase: str = "", *, original: bool = False
+    ) -> bool:
+        """Give a running job up, with whose fault it was, why, and where."""
+        return self._end(
+            job, State.FAILED, fault=fault, reason=reason, phase=phase, original=original
+        )
+
+    def drop(self, job: Job, reason: str) -> bool:
+        """Forget a running job whose file has changed or gone; a newer version is another job."""
+        return self._end(job, State.DROPPED, reason=reason)
+
+    def _end(
+        self,
+        job: Job,
+        state: State,
+        *,
+        fault: str | None = None,
+        reason: str | None = None,
+        phase: str | None = None,
+        content: bytes | None = None,
+        question: bytes | None = None,
+        original: bool = False,
+    ) -> bool:
+        with self._write() as db:
+            cursor = db.execute(
+                "UPDATE job SET state = ?, fault = ?, reason = ?, phase = ?, content = ?,"
+                " question = ?, original = ?, moved_to = NULL, fresh = 0, finished = ?"
+                " WHERE id = ? AND state = 'running'",
+                (
+                    state,
+                    fault,
+                    reason,
+                    phase,
+                    content,
+                    question,
+                    "due" if original else None,
+                    self._clock(),
+                    job.id,
+                ),
+            )
+        return cursor.rowcount == 1
+
+    def requeue(
+        self,
+        job: Job,
+        *,
+        count: bool,
+        crashed: bool = False,
+        died: bool = False,
+        wait: float = 0.0,
+        fault: str | None = None,
+        reason: str | None = None,
+    ) -> bool:
+        """Put a running job back.
+
+        Args:
+            job: the job.
+            count: whether the attempt counts; not when the job was merely interrupted.
+            crashed: whether a decode process died on it.
+            died: whether the device was lost while it answered for this job alone.
+            wait: seconds before it may be tried again.
+            fault: whose fault it is that it has to wait.
+            reason: why it has to wait.
+        """
+        with self._write() as db:
+            cursor = db.execute(
+                "UPDATE job SET state = 'queued', attempts = attempts - ?, crashes = crashes + ?,"
+                " deaths = deaths + ?, waits = waits + ?, next_try = ?, fault = ?, reason = ?"
+                " WHERE id = ? AND state = 'running'",
+                (
+                    0 if count else 1,
+                    int(crashed),
+                    int(died),
+                    int(wait > 0),
+                    self._clock() + wait if wait else 0,
+                    fault,
+                    reason,
+                    job.id,
+                ),
+            )
+        return cursor.rowcount == 1
+
+    def recover(self) -> list[Job]:
+        """At the start: what was running when the daemon died waits again. The attempt counts.
+
+        Returns:
+            The jobs put back.
+        """
+        with self._write() as db:
+            rows = db.execute(
+                f"UPDATE job SET state = 'queued' WHERE state = 'running' RETURNING {JOB_COLUMNS}"
+            ).fetchall()
+        return [job(row) for row in rows]
+
+    # ---- answers that are known
+
+    def answered(self, size: int, question: bytes) -> dict[str, tuple[str, bytes]]:
+        """Where files of a size were answered the same question.
+
+        Args:
+            size: bytes.
+            question: see `phi4d.job.question`.
+
+        Returns:
+            The content's hash, in hexadecimal, to the inbox and path of one that has it.
+        """
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT content, inbox, path FROM job WHERE state = 'done' AND content IS NOT NULL"
+                " AND size = ? AND question = ? ORDER BY id LIMIT 1000",
+                (size, question),
+            ).fetchall()
+        return {bytes(content).hex(): (inbox, bytes(path)) for content, inbox, path in rows}
+
+    # ---- originals
+
+    def originals(self, limit: int = 100) -> list[tuple[Job, State]]:
+        """Jobs whose source files are due to be moved or deleted, and how they ended."""
+        with self._read() as db:
+            rows = db.execute(
+                f"SELECT {JOB_COLUMNS}, state FROM job WHERE original = 'due' ORDER BY id LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [(job(row[:-1]), State(row[-1])) for row in rows]
+
+    def settle_original(self, job: Job, became: str, moved_to: bytes | None = None) -> None:
+        """Note what became of a source file that was due: 'moved', 'deleted' or 'kept'."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE job SET original = ?, moved_to = ? WHERE id = ? AND original = 'due'",
+                (became, moved_to, job.id),
+            )
+
+    # ---- what people ask for
+
+    def retry(self, inbox: str, path: bytes | None = None) -> list[Job]:
+        """Take up what failed or waits for its next try, as if it had just come in.
+
+        Args:
+            inbox: the inbox's name.
+            path: a file below the inbox, or a folder with everything in it; None: all.
+
+        Returns:
+            The jobs that are queued now. Those whose source was moved away or deleted are not.
+        """
+        return self._again(
+            "(state = 'failed' OR state = 'queued' AND next_try > 0)", (), inbox, path, fresh=False
+        )
+
+    def regenerate(self, inbox: str, path: bytes | None = None) -> list[Job]:
+        """Answer anew what is done, whatever is known; see `retry`."""
+        return self._again("state = 'done'", (), inbox, path, fresh=True)
+
+    def regenerate_stale(
+        self, inbox: str, kind: Kind, question: bytes, path: bytes | None = None
+    ) -> list[Job]:
+        """Answer anew what is done of a kind, but was asked something else; see `retry`."""
+        which = "state = 'done' AND kind = ? AND question IS NOT ?"
+        return self._again(which, (kind, question), inbox, path, fresh=False)
+
+    def _again(
+        self,
+        which: str,
+        values: tuple[object, ...],
+        inbox: str,
+        path: bytes | None,
+        *,
+        fresh: bool,
+    ) -> list[Job]:
+        if path is not None:
+            which += " AND (path = ? OR path BETWEEN ? AND ?)"
+            values = (*values, path, path + b"/", path + b"0")
+        with self._write() as db:
+            rows = db.execute(
+                f"UPDATE job SET state = 'queued', fresh = ?, {_ANEW} WHERE {which} AND inbox = ?"
+                " AND (original IS NULL OR original NOT IN ('moved', 'deleted'))"
+                f" RETURNING {JOB_COLUMNS}",
+                (int(fresh), *values, inbox),
+            ).fetchall()
+        return [job(row) for row in rows]
+
+    # ---- what people want to know
+
+    def notice(self, inbox: str, about: str, text: str | None) -> None:
+        """Note what keeps an inbox from working, for `phi4d status`; None: it works again."""
+        with self._write() as db:
+            if text is None:
+                db.execute("DELETE FROM notice WHERE inbox = ? AND about = ?", (inbox, about))
+                return
+            db.execute(
+                "INSERT INTO notice VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET text = excluded.text",
+                (inbox, about, text, self._clock()),
+            )
+
+    def forget_notices(self) -> None:
+        """At the start: what kept a daemon from working that is no more."""
+        with self._write() as db:
+            db.execute("DELETE FROM notice")
+
+    def busy(self, inboxes: Sequence[str]) -> bool:
+        """Whether any job of these inboxes runs, or waits for nothing but its turn or a retry.
+
+        What waits for its surroundings is left out: that may take for ever; see `blocked`.
+        """
+        marks = ",".join("?" * len(inboxes))
+        # each half has an index of its own, however many jobs are done
+        with self._read() as db:
+            (found,) = db.execute(
+                "SELECT EXISTS (SELECT 1 FROM job"
+                " WHERE state = 'queued' AND fault IS NOT 'environment'"
+                f" AND +inbox IN ({marks}))"
+                " OR EXISTS (SELECT 1 FROM job"
+                f" WHERE state = 'running' AND +inbox IN ({marks}))",
+                (*inboxes, *inboxes),
+            ).fetchone()
+        return bool(found)
+
+    def blocked(self, inboxes: Sequence[str]) -> list[tuple[Job, str]]:
+        """Up to ten jobs that wait for their surroundings, and for what."""
+        marks = ",".join("?" * len(inboxes))
+        with self._read() as db:
+            rows = db.execute(
+                f"SELECT {JOB_COLUMNS}, reason FROM job WHERE state = 'queued'"
+                f" AND fault = 'environment' AND +inbox IN ({marks}) ORDER BY id LIMIT 10",
+                (*inboxes,),
+            ).fetchall()
+        return [(job(row[:-1]), str(row[-1])) for row in rows]
+
+    def counts(self) -> dict[str, dict[State, int]]:
+        """Number of jobs by inbox and state."""
+        with self._read() as db:
+            return reader.counts(db)
+
+
+_ANEW = (
+    "attempts = 0, crashes = 0, deaths = 0, waits = 0, next_try = 0, fault = NULL, phase = NULL,"
+    " reason = NULL, original = NULL, moved_to = NULL"
+)
