@@ -217,7 +217,7 @@ class Config(_Model):
     decode_processes: Annotated[int, Field(ge=1, le=64)] = 2
     """processes for each worker that decode pictures and recordings, apart from the model"""
     decode_seconds: Seconds = 60.0
-    """wall-clock limit for one picture, or for one stretch of a recording"""
+    """limit on wall-clock and on CPU time for one picture, or for one stretch of a recording"""
     max_file_mb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8192.0
     """largest file taken, in MB (10^6 bytes)"""
     max_megapixels: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 200.0

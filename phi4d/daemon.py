@@ -42,12 +42,14 @@ TICK_SECONDS = 1.0
 STATUS_SECONDS = 5.0
 
 
-def make_pool(config: Config, workers: int) -> DecodePool:
-    """Start the decode processes of so many workers."""
+def make_pool(config: Config) -> DecodePool:
+    """Start the decode processes of one worker: before torch is imported, to be grown later."""
     return DecodePool(
-        config.decode_processes * workers,
+        config.decode_processes,
         timeout_s=config.decode_seconds,
+        cpu_s=config.decode_seconds,
         max_pixels=int(config.max_megapixels * 1e6),
+        max_frames=config.max_frames,
         max_duration_s=config.max_duration_hours * 3600,
         max_file_bytes=int(config.max_file_mb * 1e6),
         memory_bytes=int(config.decode_memory_gb * 1e9),
@@ -139,13 +141,14 @@ class Daemon:
         self._store = store
         self._make_outboxes()
         self._recover()
+        pool = make_pool(config)
+        self._cleanup.callback(pool.close)
         for engine in self._make_engines(config):
             self._engines.append(engine)
             self._cleanup.callback(engine.close)
             if signal.sigpending() & STOP_SIGNALS:
                 raise Stopped("told to stop while loading")
-        pool = make_pool(config, len(self._engines))
-        self._cleanup.callback(pool.close)
+        pool.grow(config.decode_processes * len(self._engines))
         self._start_watcher()
         self._start_workers(pool)
         notify(f"READY=1\nSTATUS={status.line(store.counts())}")

@@ -18,7 +18,7 @@ from phi4d.engine import Engine
 from phi4d.errors import EnvironmentFault, FileError, Phi4dError
 from phi4d.job import Arrival, Fingerprint, Job, Kind, Result, printable
 from phi4d.loading import make_engines
-from phi4d.media.probe import kind_of
+from phi4d.media.probe import inspect, kind_of
 from phi4d.scheduler import Pauses
 from phi4d.store import Store
 from phi4d.task import Rule
@@ -155,11 +155,12 @@ def _work_off(
 
     pauses = Pauses(config.pause_seconds)
     with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(make_pool(config))
         loaded = []
         for engine in engines(config):
             stack.callback(engine.close)
             loaded.append(engine)
-        pool = stack.enter_context(make_pool(config, len(loaded)))
+        pool.grow(config.decode_processes * len(loaded))
         rules = {order.name: order.rule for order in orders}
         workers = make_workers(config, loaded, store, pool, rules, pauses, on_result)
         for worker in workers:
@@ -175,14 +176,14 @@ def _work_off(
 
 
 def _arrival(name: str, path: Path) -> Arrival:
-    file = os.fsencode(path.name)
-    kind = kind_of(file)
-    if kind is None:
-        raise FileError("is neither a picture nor a recording, going by its name")
     try:
-        return Arrival(name, file, kind, Fingerprint.of(path.stat(follow_symlinks=False)))
+        fingerprint = Fingerprint.of(path.stat(follow_symlinks=False))
     except OSError as error:
         raise FileError(f"cannot be read: {error.strerror}") from error
+    found = inspect(os.fsencode(path), fingerprint)
+    if found.kind is None:
+        raise FileError(f"is neither a picture nor a recording: it {found.why}")
+    return Arrival(name, os.fsencode(path.name), found.kind, fingerprint)
 
 
 def download(url: str, folder: Path, max_bytes: int) -> Path:

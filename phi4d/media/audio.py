@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from phi4d.errors import FileError
 from phi4d.job import SAMPLE_RATE_HZ
 from phi4d.media import readers
-from phi4d.media.probe import cause
+from phi4d.media.files import cause
 from phi4d.media.readers import Samples, Source
 
 MIN_DURATION_S = 0.1

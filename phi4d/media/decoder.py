@@ -1,32 +1,31 @@
 """The decode process: files in, pieces out, one file at a time, until nobody asks any more.
 
-Started by `phi4d.media.pool` as ``python -m phi4d.media.decoder FD MEMORY_BYTES``; standard input
-is the pool's lifeline and carries no data. It runs codecs on strangers' files, so it gives up
-rights before the first one, has limits, and holds nothing that would be missed: the pool kills
-it whenever that is simplest. Whatever a codec raises is the file's fault; only opening and reading
-the file can be somebody else's.
+Started by `phi4d.media.process` as ``python -m phi4d.media.decoder FD MEMORY_BYTES CPU_SECONDS``;
+standard input is the pool's lifeline and carries no data. It runs codecs on strangers' files, so it
+gives up rights before the first one, has limits, and holds nothing that would be missed: the pool
+kills it whenever that is simplest. Whatever a codec raises is the file's fault; only opening and
+reading the file can be somebody else's.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
+import hashlib
+import math
 import os
 import resource
 import select
 import signal
 import socket
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from phi4d.errors import EnvironmentFault, FileChanged, FileError, Phi4dError
+from phi4d.errors import Phi4dError
 from phi4d.job import Fingerprint, Kind, Piece
-from phi4d.media.probe import cause
+from phi4d.media.files import opened, read_fault
 from phi4d.media.wire import Channel, Header
 
 if TYPE_CHECKING:
@@ -34,15 +33,20 @@ if TYPE_CHECKING:
 
 PROGRESS_S = 1.0
 """how often a process that has no piece to send yet says that it is alive, in seconds"""
+_HASH_BYTES = 1 << 20  # read at once; the page cache gives no more for larger ones
 _NICENESS = 5  # decoding is ahead of the model; the threads that feed it go first
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
 
 def main(argv: list[str]) -> None:
-    """Serve one pool until it is gone. ``argv``: the socket's descriptor, the memory limit."""
+    """Serve one pool until it is gone.
+
+    ``argv``: the socket's descriptor, the limit on memory in bytes, that on CPU time in seconds.
+    """
     harden(int(argv[1]))
     channel = Channel(socket.socket(fileno=int(argv[0])))
-    serve = _server(channel)
+    cpu_s = float(argv[2])
+    serve = _server(channel, lambda: allow_cpu(cpu_s))
     _silence(2)  # from here on only codecs would write there
     channel.send({"is": "ready"})
     while True:
@@ -88,8 +92,25 @@ def _silence(descriptor: int) -> None:
     os.close(null)
 
 
-def _server(channel: Channel) -> Callable[[Header], None]:
-    """What answers one request. Imports and loads everything that decoding needs, once."""
+def allow_cpu(seconds: float) -> None:
+    """From now on this process may compute for so long, and a second or two; then it is killed.
+
+    The wall-clock limit is the pool's, and counts only while somebody waits. This one also ends a
+    file that was begun ahead and that nobody waits for yet.
+    """
+    spent = time.process_time()
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = math.ceil(spent + seconds) + 1
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def _server(channel: Channel, sign_of_life: Callable[[], None]) -> Callable[[Header], None]:
+    """What answers one request. Imports and loads everything that decoding needs, once.
+
+    ``sign_of_life`` is called when a file is begun and whenever something was said about it.
+    """
     from phi4d.media import audio, images, speech
 
     model = speech.SpeechModel()
@@ -99,18 +120,38 @@ def _server(channel: Channel) -> Callable[[Header], None]:
             channel.send(header) if piece is None else channel.send_piece(piece, header)
         except OSError:
             os._exit(0)  # nobody listens any more
+        sign_of_life()
 
-    def alive(blocks: Iterator[Samples]) -> Iterator[Samples]:
+    def progress() -> Callable[[], None]:
+        """To be called again and again: says now and then that this process is alive."""
         said = time.monotonic()
-        for block in blocks:
+
+        def call() -> None:
+            nonlocal said
             if time.monotonic() - said > PROGRESS_S:
                 say({"is": "progress"})
                 said = time.monotonic()
+
+        return call
+
+    def alive(blocks: Iterator[Samples]) -> Iterator[Samples]:
+        tick = progress()
+        for block in blocks:
+            tick()
             yield block
 
+    def is_known(file: BinaryIO, known: list[str]) -> bool:
+        found = digest(file, progress())
+        say({"is": "digest", "digest": found, "known": found in known})
+        return found in known
+
     def pieces(file: BinaryIO, request: Header, facts: dict[str, float]) -> Iterator[Piece]:
+        if request["known"] is not None and is_known(file, request["known"]):
+            return
         if request["kind"] == Kind.IMAGE:
-            samples, size = images.decode(file, max_pixels=request["max_pixels"])
+            samples, size = images.decode(
+                file, max_pixels=request["max_pixels"], max_frames=request["max_frames"]
+            )
             facts.update(size)
             yield Piece(samples)
             return
@@ -120,6 +161,7 @@ def _server(channel: Channel) -> Callable[[Header], None]:
         facts.update(recording.facts)
 
     def serve(request: Header) -> None:
+        sign_of_life()
         facts: dict[str, float] = {}
         path = os.fsencode(request["path"])
         expected = Fingerprint(*request["fingerprint"]) if request["fingerprint"] else None
@@ -139,104 +181,26 @@ def _server(channel: Channel) -> Callable[[Header], None]:
     return serve
 
 
-@contextmanager
-def opened(path: bytes, expected: Fingerprint | None, max_file_bytes: int) -> Iterator[BinaryIO]:
-    """A regular file, open for reading, that is checked to be one and the same version throughout.
+def digest(file: BinaryIO, tick: Callable[[], None]) -> str:
+    """SHA-256 of a whole file, in hexadecimal; the file is at its beginning before and after.
+
+    Args:
+        file: open for reading and seekable.
+        tick: called for every megabyte.
 
     Raises:
-        FileError: it cannot be read, is empty, too large, or not a regular file; or, from the
-            body, whatever was raised there (a codec's exception is the file's fault).
-        FileChanged: it is not the version expected, or changed while it was read.
-        EnvironmentFault: the disk or mount failed.
+        SourceFault: it cannot be read.
     """
+    found = hashlib.sha256()
+    block = memoryview(bytearray(_HASH_BYTES))
     try:
-        file = open(path, "rb", opener=_opener)  # noqa: SIM115 - closed below, where errors differ
+        while count := file.readinto(block):  # type: ignore[attr-defined]  # a real file has it
+            found.update(block[:count])
+            tick()
+        file.seek(0)
     except OSError as error:
-        raise open_fault(error) from error
-    with file:
-        before = _checked(_stat(file), max_file_bytes)
-        if expected is not None and before != expected:
-            raise FileChanged("changed after it was queued")
-        try:
-            yield file
-        except (MemoryError, GeneratorExit):
-            raise
-        except Exception as error:
-            _check_unchanged(file, before)
-            _check_readable(file)
-            if isinstance(error, Phi4dError):
-                raise
-            raise FileError(
-                f"could not be decoded ({type(error).__name__}: {cause(error)}): "
-                "copy it again from its source"
-            ) from error
-        _check_unchanged(file, before)
-
-
-def _opener(path: str, flags: int) -> int:
-    # O_NONBLOCK: a FIFO put in the file's place must not hang us.
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def open_fault(error: OSError) -> Phi4dError:
-    """Whose fault it is that a file cannot be opened."""
-    text = os.strerror(error.errno) if error.errno else str(error)
-    match error.errno:
-        case errno.ENOENT | errno.ENOTDIR:
-            return FileChanged("is gone")
-        case errno.ELOOP:
-            return FileChanged("was replaced by a symbolic link, which is not followed")
-        case errno.EACCES | errno.EPERM:
-            # Not the environment's: one unreadable file must not pause a whole inbox.
-            return FileError(
-                f"cannot be read ({text.lower()}): "
-                "give the daemon's user read access, then touch the file"
-            )
-        case errno.EISDIR | errno.ENXIO | errno.ENODEV | errno.ENAMETOOLONG:
-            return FileError(f"cannot be opened as a file ({text.lower()}): remove it")
-    return EnvironmentFault(f"cannot be opened: {text}")
-
-
-def _stat(file: BinaryIO) -> os.stat_result:
-    try:
-        return os.fstat(file.fileno())
-    except OSError as error:
-        raise open_fault(error) from error
-
-
-def _checked(found: os.stat_result, max_file_bytes: int) -> Fingerprint:
-    if not stat.S_ISREG(found.st_mode):
-        raise FileError("is not a regular file: remove it")
-    if not found.st_size:
-        raise FileError("is empty (0 bytes): copy it again from its source, or remove it")
-    if found.st_size > max_file_bytes:
-        raise FileError(
-            f"has {found.st_size / 1e6:,.0f} MB; at most {max_file_bytes / 1e6:,.0f} MB are read: "
-            "cut it into parts, or raise the limit on file size"
-        )
-    return Fingerprint.of(found)
-
-
-def _check_unchanged(file: BinaryIO, before: Fingerprint) -> None:
-    if Fingerprint.of(_stat(file)) != before:
-        raise FileChanged("changed while it was read")
-
-
-def _check_readable(file: BinaryIO) -> None:
-    """Codecs take a failing disk for the end of the file, so look whether it can be read at all.
-
-    The first gigabyte will do: a damaged film on a slow disk is not worth a timeout.
-
-    Raises:
-        EnvironmentFault: it cannot.
-    """
-    offset = 0
-    try:
-        while offset < 1 << 30 and (data := os.pread(file.fileno(), 1 << 22, offset)):
-            offset += len(data)
-    except OSError as error:
-        text = os.strerror(error.errno or errno.EIO)
-        raise EnvironmentFault(f"cannot be read: {text}") from error
+        raise read_fault(error) from error
+    return found.hexdigest()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 
 from phi4d.errors import FileError
-from phi4d.media.probe import HEAD_BYTES, cause, describe
+from phi4d.job import Kind
+from phi4d.media.files import cause
+from phi4d.media.probe import HEAD_BYTES, describe, identify
 
 # One thread: the pool of processes is the parallelism, and threads cost address space.
 pillow_heif.register_heif_opener(decode_threads=1)
@@ -26,6 +29,8 @@ Image.MAX_IMAGE_PIXELS = None  # the cap is ours, below: Pillow only warns at 89
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000", "PPM")
 MAX_PIXELS = 200_000_000
 """default cap: the 200 MP of today's largest phone sensors; about 2.5 GB while it is decoded"""
+MAX_FRAMES = 10_000
+"""default cap on the frames of an animation and the pages of a TIFF"""
 MODEL_PIXELS = 36 * 448 * 448
 """the most that Phi-4-multimodal looks at: 36 crops of 448 pixels square (its processor's
 ``dynamic_hd`` and crop size)"""
@@ -43,13 +48,14 @@ _TURNS = {
 
 
 def decode(
-    file: BinaryIO, *, max_pixels: int = MAX_PIXELS
+    file: BinaryIO, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
 ) -> tuple[NDArray[np.uint8], dict[str, float]]:
     """Decode a picture, upright, the first frame of an animation, transparency laid on white.
 
     Args:
         file: open for reading and seekable, at its beginning.
         max_pixels: a picture whose header promises more is refused before it is decoded.
+        max_frames: an animation with more frames, or a TIFF with more pages, is refused.
 
     Returns:
         (height, width, 3) uint8 RGB, and the facts ``width`` and ``height``: the upright
@@ -57,21 +63,21 @@ def decode(
         reduced, so the samples may be fewer than the facts say.
 
     Raises:
-        FileError: not a picture, damaged, cut off, or too large.
+        FileError: not a picture, damaged, cut off, too large, or of too many frames.
         MemoryError: the process's limit was reached.
     """
     head = file.read(HEAD_BYTES)
     file.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the picture is what counts
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except (MemoryError, FileError):
-            raise
-        except UnidentifiedImageError:
-            raise FileError(_unidentified(head)) from None
-        except Exception as error:
-            raise FileError(_damaged("", error)) from error
+        image = _opened(file, head)
+        if _has_more(image, max_frames):
+            raise FileError(
+                f"is a {image.format} of more than {max_frames:,} frames or pages, the most that "
+                "are read: keep the first, or raise max_frames"
+            )
+        if image.format in _WALKED:
+            image = _opened(file, head)  # the walk left it at another frame
         with image:
             width, height = image.size
             if width * height > max_pixels:
@@ -93,6 +99,36 @@ def decode(
     if turned:
         width, height = height, width
     return samples, {"width": float(width), "height": float(height)}
+
+
+def _opened(file: BinaryIO, head: bytes) -> Image.Image:
+    file.seek(0)
+    try:
+        return Image.open(file, formats=FORMATS)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise FileError(_unidentified(head)) from None
+    except Exception as error:
+        raise FileError(_damaged("", error)) from error
+
+
+_WALKED = ("GIF", "TIFF")
+"""formats whose header does not tell how many frames there are"""
+
+
+def _has_more(image: Image.Image, frames: int) -> bool:
+    """Whether there are more than so many frames. Damage behind the first is no fault of it.
+
+    A TIFF's directories are walked no further than so many, 10,000 in 0.3 s; all blocks of a GIF
+    are, 0.7 s for a gigabyte, within the limits of the process.
+    """
+    with suppress(Exception):
+        if image.format != "TIFF":
+            return int(getattr(image, "n_frames", 1)) > frames
+        image.seek(frames)
+        return True
+    return False
 
 
 def _samples(image: Image.Image) -> NDArray[np.uint8]:
@@ -161,11 +197,11 @@ def _scaled(values: NDArray[np.int32] | NDArray[np.float32]) -> NDArray[np.uint8
 
 
 def _unidentified(head: bytes) -> str:
-    found = describe(head)
-    if "picture" in found:
-        return f"begins as {found} but is damaged or cut off: copy it again from its source"
+    found = identify(head)
+    if found and found.kind is Kind.IMAGE:
+        return f"begins as {found.words} but is damaged or cut off: copy it again from its source"
     return (
-        f"is not a picture that can be read: it holds {found}. "
+        f"is not a picture that can be read: it holds {describe(head)}. "
         "Give it its right name, convert it to JPEG or PNG, or remove it"
     )
 

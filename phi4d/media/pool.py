@@ -1,8 +1,8 @@
 """The decode pool: keeps decode processes warm, lends them out, and replaces them.
 
 This is the media room's door: the rest of phi4d calls nothing else in it but
-`phi4d.media.probe.kind_of`, and `phi4d doctor` asks `phi4d.media.codecs`. It must not import a
-codec; those live in the processes.
+`phi4d.media.probe`, and `phi4d doctor` asks `phi4d.media.codecs`. It must not import a codec;
+those live in the processes.
 
 Each process gets its requests and answers over a socket of its own, and has the read end of a
 pipe as standard input whose write end only this process holds: when this process dies, however it
@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -26,6 +26,7 @@ from phi4d.errors import (
     FileChanged,
     FileError,
     Phi4dError,
+    SourceFault,
     Stopped,
 )
 from phi4d.job import SAMPLE_RATE_HZ, Fingerprint, Kind, Piece
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 _ERRORS: dict[str, type[Phi4dError]] = {
-    error.__name__: error for error in (FileError, FileChanged, EnvironmentFault)
+    error.__name__: error for error in (FileError, FileChanged, SourceFault, EnvironmentFault)
 }
 _MAX_AUDIO_BYTES = 30 * SAMPLE_RATE_HZ * 4
 
@@ -49,7 +50,10 @@ class DecodePool:
         timeout_s: how long a process may be silent while somebody waits for it. It says that it
             is alive once a second while it works through a recording, so this limits one
             picture, or one second of work, and not the length of a recording.
+        cpu_s: how long a process may compute between two signs of life (RLIMIT_CPU), also while
+            nobody waits for it.
         max_pixels: of a picture.
+        max_frames: of an animation, or pages of a TIFF.
         max_duration_s: of a recording.
         max_file_bytes: of any file.
         memory_bytes: address space of one process (RLIMIT_AS).
@@ -64,17 +68,21 @@ class DecodePool:
         processes: int = 2,
         *,
         timeout_s: float = 60.0,
+        cpu_s: float = 60.0,
         max_pixels: int = 200_000_000,
+        max_frames: int = 10_000,
         max_duration_s: float = 24 * 3600.0,
         max_file_bytes: int = 8 * GIB,
         memory_bytes: int = 4_000_000_000,
         replace_after: int = 500,
     ) -> None:
         self.timeout_s = timeout_s
+        self.cpu_s = cpu_s
         self.memory_bytes = memory_bytes
         self.max_body_bytes = max(3 * max_pixels, _MAX_AUDIO_BYTES)
         self._limits = {
             "max_pixels": max_pixels,
+            "max_frames": max_frames,
             "max_duration_s": max_duration_s,
             "max_file_bytes": max_file_bytes,
         }
@@ -84,11 +92,23 @@ class DecodePool:
         self._all: set[DecodeProcess] = set()
         self._idle: list[DecodeProcess] = []
         try:
-            for _ in range(processes):
-                self._idle.append(self._start())
+            self.grow(processes)
         except BaseException:
             self.close()
             raise
+
+    def grow(self, processes: int) -> None:
+        """Start processes until there are so many; it never ends one.
+
+        Raises:
+            Stopped: the pool is closed.
+            EnvironmentFault: one cannot be started.
+        """
+        with self._changed:
+            self._check_open()
+            while len(self._all) < processes:
+                self._idle.append(self._start())
+                self._changed.notify()
 
     def decode(
         self,
@@ -96,6 +116,7 @@ class DecodePool:
         kind: Kind,
         fingerprint: Fingerprint | None = None,
         *,
+        known: Collection[str] | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> Decoding:
         """Begin to decode a file; blocks until a process is idle.
@@ -108,6 +129,8 @@ class DecodePool:
             path: where the file is.
             kind: what it is to be read as.
             fingerprint: the version that is wanted; None takes any.
+            known: digests (SHA-256, hexadecimal; some thousands at most) of files that need not
+                be decoded: `Decoding.digest` then tells the file's own. None: it is not asked.
             on_wait: called about four times a second while waiting here and in the decoding;
                 what it raises ends the wait.
 
@@ -116,7 +139,7 @@ class DecodePool:
             EnvironmentFault: no process can be started.
         """
         while True:
-            decoding = self.try_decode(path, kind, fingerprint, on_wait=on_wait)
+            decoding = self.try_decode(path, kind, fingerprint, known=known, on_wait=on_wait)
             if decoding is not None:
                 return decoding
             with self._changed:
@@ -130,6 +153,7 @@ class DecodePool:
         kind: Kind,
         fingerprint: Fingerprint | None = None,
         *,
+        known: Collection[str] | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> Decoding | None:
         """As `decode`, but None if no process is idle.
@@ -150,6 +174,7 @@ class DecodePool:
             "kind": str(kind),
             "fingerprint": fingerprint
             and (fingerprint.inode, fingerprint.size, fingerprint.mtime_ns),
+            "known": None if known is None else list(known),
             **self._limits,
         }
         return Decoding(self, process, request, on_wait)
@@ -189,7 +214,7 @@ class DecodePool:
         return fresh
 
     def _start(self) -> DecodeProcess:
-        process = DecodeProcess(self.memory_bytes)
+        process = DecodeProcess(self.memory_bytes, self.cpu_s)
         self._all.add(process)
         return process
 
@@ -217,15 +242,19 @@ class Decoding:
 
     Raises, while it is iterated over:
         FileError: the file cannot be decoded, and why.
-        DecoderDied: the process that decoded it crashed, hung, or ran out of memory.
+        DecoderDied: the process that decoded it crashed, hung, or ran out of memory or CPU time.
         FileChanged: it is not the version wanted, changed while it was read, or is gone.
-        EnvironmentFault: its disk failed, or decode processes do not start.
+        SourceFault: it cannot be read at the moment.
+        EnvironmentFault: decode processes do not start.
         Stopped: the pool was closed.
 
     Attributes:
         facts: what is known of the source: ``width`` and ``height`` (pixels) of a picture;
             ``rate`` (Hz) and ``channels`` of a recording with the first piece, ``duration``
             (seconds) at its end.
+        digest: the file's SHA-256 in hexadecimal if it was asked for, with the first piece at the
+            latest; else empty.
+        is_known: the digest is among those known; there are no pieces then.
     """
 
     def __init__(
@@ -236,6 +265,8 @@ class Decoding:
         on_wait: Callable[[], None] | None,
     ) -> None:
         self.facts: dict[str, float] = {}
+        self.digest = ""
+        self.is_known = False
         self._pool = pool
         self._process: DecodeProcess | None = process
         self._on_wait = on_wait
@@ -281,6 +312,9 @@ class Decoding:
                     process.ready = True
                     began = time.monotonic()
                 case "progress":
+                    began = time.monotonic()
+                case "digest":
+                    self.digest, self.is_known = str(header["digest"]), bool(header["known"])
                     began = time.monotonic()
                 case _ if header["class"] == "MemoryError":
                     raise DecoderDied(

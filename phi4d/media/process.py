@@ -22,6 +22,7 @@ class DecodeProcess:
 
     Args:
         memory_bytes: its limit on address space.
+        cpu_s: its limit on CPU time between two signs of life.
 
     Raises:
         EnvironmentFault: it cannot be started.
@@ -32,7 +33,8 @@ class DecodeProcess:
         ready: it has said that it started.
     """
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, cpu_s: float) -> None:
+        self._cpu_s = cpu_s
         self.files = 0
         self.ready = False
         ours, theirs = socket.socketpair()
@@ -42,7 +44,7 @@ class DecodeProcess:
         with theirs:
             try:
                 self._popen = subprocess.Popen(
-                    [*command, str(theirs.fileno()), str(memory_bytes)],
+                    [*command, str(theirs.fileno()), str(memory_bytes), str(cpu_s)],
                     stdin=subprocess.PIPE,
                     pass_fds=[theirs.fileno()],
                     env=_environment(),
@@ -73,6 +75,8 @@ class DecodeProcess:
             status = self._popen.wait(_DEATH_S)
         except subprocess.TimeoutExpired:
             return "hung up and does not end"
+        if status == -signal.SIGXCPU:
+            return f"used more than {self._cpu_s:g} s of CPU time (decode_seconds)"
         if status < 0:
             return f"was killed by {signal.Signals(-status).name}"
         return f"ended with status {status}"

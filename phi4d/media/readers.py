@@ -18,7 +18,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from phi4d.errors import FileError
-from phi4d.media.probe import HEAD_BYTES, cause, describe
+from phi4d.job import Kind
+from phi4d.media.files import cause
+from phi4d.media.probe import HEAD_BYTES, describe, identify
 
 Samples: TypeAlias = NDArray[np.float32]
 
@@ -204,13 +206,13 @@ def _has_length(file: BinaryIO, head: bytes) -> bool:
 
 
 def _unreadable(head: bytes, error: Exception) -> str:
-    found = describe(head)
-    if any(word in found for word in ("recording", "MP4", "Matroska")):
+    found = identify(head)
+    if found and found.kind is Kind.AUDIO:
         return (
-            f"begins as {found} but is damaged or cut off ({cause(error)}): "
+            f"begins as {found.words} but is damaged or cut off ({cause(error)}): "
             "copy it again from its source"
         )
     return (
-        f"is not a recording that can be read: it holds {found}. "
+        f"is not a recording that can be read: it holds {describe(head)}. "
         "Give it its right name, convert it to WAV or FLAC, or remove it"
     )

@@ -1,10 +1,12 @@
-"""The decode process from within: whose fault a failure is, and what it says."""
+"""The decode process from within: what it is asked, and what it answers."""
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,176 +16,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from phi4d.errors import EnvironmentFault, FileChanged, FileError, Phi4dError
-from phi4d.job import Fingerprint
+from phi4d.errors import SourceFault
 from phi4d.media import decoder
-from phi4d.media.decoder import open_fault, opened
 from phi4d.media.wire import Channel, Header
 
 MB = 1 << 20
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"content")
-    return path
-
-
-def open_once(path: Path, expected: Fingerprint | None = None, limit: int = MB) -> bytes:
-    with opened(os.fsencode(path), expected, limit) as file:
-        return file.read()
-
-
-def test_a_regular_file_is_opened(file: Path) -> None:
-    assert open_once(file, Fingerprint.of(file.stat())) == b"content"
-
-
-def test_an_empty_file_is_a_file_error(file: Path) -> None:
-    file.write_bytes(b"")
-    with pytest.raises(FileError, match=r"is empty \(0 bytes\): copy it again"):
-        open_once(file)
-
-
-def test_a_file_that_is_too_large_is_a_file_error(file: Path) -> None:
-    with file.open("r+b") as sparse:
-        sparse.truncate(3 * MB)
-    with pytest.raises(FileError, match=r"has 3 MB; at most 1 MB are read: .* raise the limit"):
-        open_once(file)
-
-
-def test_a_file_that_is_gone_is_a_change(tmp_path: Path) -> None:
-    with pytest.raises(FileChanged, match="is gone"):
-        open_once(tmp_path / "nothing")
-    (tmp_path / "file").touch()
-    with pytest.raises(FileChanged, match="is gone"):
-        open_once(tmp_path / "file" / "below")
-
-
-def test_a_link_is_not_followed(file: Path, tmp_path: Path) -> None:
-    link = tmp_path / "link"
-    link.symlink_to(file)
-    with pytest.raises(FileChanged, match="symbolic link"):
-        open_once(link)
-
-
-def test_a_fifo_does_not_hang(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(FileError, match="not a regular file"):
-        open_once(tmp_path / "fifo")
-
-
-@pytest.mark.parametrize("where", ["folder", "socket", "device", "name"])
-def test_what_is_no_file_is_a_file_error(tmp_path: Path, where: str) -> None:
-    path = tmp_path / "x"
-    if where == "folder":
-        path.mkdir()
-    elif where == "socket":
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(str(path))
-    elif where == "device":
-        path = Path("/dev/null")
-    else:
-        path = tmp_path / ("x" * 300)
-    with pytest.raises(FileError) as caught:
-        open_once(path)
-    assert type(caught.value) is FileError
-
-
-def test_another_version_than_the_one_queued_is_a_change(file: Path) -> None:
-    queued = Fingerprint.of(file.stat())
-    file.write_bytes(b"something else")
-    with pytest.raises(FileChanged, match="after it was queued"):
-        open_once(file, queued)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_change_while_it_is_read_is_found_also_when_decoding_failed(
-    file: Path, fails: bool
-) -> None:
-    def decode() -> None:
-        with opened(os.fsencode(file), None, MB), file.open("ab") as more:
-            more.write(b"and more")
-            more.flush()
-            if fails:
-                raise FileError("is cut off")
-
-    with pytest.raises(FileChanged, match="while it was read"):
-        decode()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError("odd"),
-        IndexError(),
-        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"),
-        SyntaxError("y"),
-    ],
-)
-def test_whatever_a_codec_raises_is_the_files_fault(file: Path, error: Exception) -> None:
-    with (
-        pytest.raises(FileError, match=rf"could not be decoded \({type(error).__name__}"),
-        opened(os.fsencode(file), None, MB),
-    ):
-        raise error
-
-
-@pytest.mark.parametrize("error", [MemoryError(), FileError("x"), KeyboardInterrupt()])
-def test_what_has_a_meaning_already_keeps_it(file: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, opened(os.fsencode(file), None, MB):
-        raise error
-    assert caught.value is error
-
-
-def test_a_failing_disk_is_not_the_files_fault(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a codec that takes a read error for the end of the file
-    def broken(*_: Any) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "pread", broken)
-    with (
-        pytest.raises(EnvironmentFault, match="Input/output error"),
-        opened(os.fsencode(file), None, MB),
-    ):
-        raise FileError("is cut off")
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [
-        (errno.ENOENT, FileChanged),
-        (errno.ENOTDIR, FileChanged),
-        (errno.ELOOP, FileChanged),
-        (errno.EACCES, FileError),
-        (errno.EPERM, FileError),
-        (errno.EISDIR, FileError),
-        (errno.ENXIO, FileError),
-        (errno.ENAMETOOLONG, FileError),
-        (errno.EIO, EnvironmentFault),
-        (errno.ESTALE, EnvironmentFault),
-        (errno.ENOTCONN, EnvironmentFault),
-        (errno.EHOSTDOWN, EnvironmentFault),
-        (errno.EMFILE, EnvironmentFault),
-        (errno.ENOMEM, EnvironmentFault),
-    ],
-)
-def test_whose_fault_it_is_that_a_file_cannot_be_opened(code: int, kind: type[Phi4dError]) -> None:
-    fault = open_fault(OSError(code, os.strerror(code)))
-    assert type(fault) is kind
-    assert str(fault)
-
-
-def test_an_unreadable_file_says_what_to_do() -> None:
-    # as root nothing is unreadable, so only the words can be tested
-    words = str(open_fault(PermissionError(errno.EACCES, "Permission denied")))
-    assert words == (
-        "cannot be read (permission denied): "
-        "give the daemon's user read access, then touch the file"
-    )
-
-
-# --- requests and answers, in this process ----------------------------------------------------
 
 
 class Answers:
@@ -191,14 +28,20 @@ class Answers:
         ours, theirs = socket.socketpair()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * MB)
         self.ours, self.theirs = Channel(ours), Channel(theirs)
-        self.serve = decoder._server(self.theirs)
+        self.signs = 0
+        self.serve = decoder._server(self.theirs, self.sign)
+
+    def sign(self) -> None:
+        self.signs += 1
 
     def to(self, path: Path, kind: str, **limits: Any) -> list[Header]:
         request = {
             "path": str(path),
             "kind": kind,
             "fingerprint": None,
+            "known": None,
             "max_pixels": 1_000_000,
+            "max_frames": 100,
             "max_duration_s": 100.0,
             "max_file_bytes": 10 * MB,
         }
@@ -264,3 +107,82 @@ def test_long_silence_is_reported_as_progress(
     *progress, end = answers.to(tmp_path / "a.flac", "audio")
     assert {header["is"] for header in progress} == {"progress"}
     assert end["facts"]["duration"] == 40
+
+
+def test_every_answer_is_a_sign_of_life(answers: Answers, tmp_path: Path) -> None:
+    mediakit.picture().save(tmp_path / "a.png")
+    answers.to(tmp_path / "a.png", "image")
+    assert answers.signs == 3  # begun, piece, end
+
+
+# --- digests ------------------------------------------------------------------------------------
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_digest_that_is_asked_for_comes_first(answers: Answers, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    mediakit.picture().save(path)
+
+    said, piece, end = answers.to(path, "image", known=["0" * 64])
+
+    assert said == {"is": "digest", "digest": sha256(path), "known": False}
+    assert (piece["is"], end["is"]) == ("piece", "end")
+
+
+def test_a_file_that_is_known_is_not_decoded(answers: Answers, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no picture, so decoding it would fail")
+    digest = sha256(tmp_path / "a.png")
+    assert answers.to(tmp_path / "a.png", "image", known=["0" * 64, digest]) == [
+        {"is": "digest", "digest": digest, "known": True},
+        {"is": "end", "facts": {}},
+    ]
+
+
+def test_a_long_file_is_hashed_with_signs_of_life(
+    answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "PROGRESS_S", 0.0)
+    (tmp_path / "a.wav").write_bytes(os.urandom(3 * MB))
+    *progress, said, _ = answers.to(tmp_path / "a.wav", "audio", known=[])
+    assert [header["is"] for header in progress] == ["progress"] * 3
+    assert said["digest"] == sha256(tmp_path / "a.wav")
+
+
+def test_a_file_that_cannot_be_read_while_it_is_hashed_is_not_at_fault(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    reading_refused = os.open(tmp_path / "a", os.O_WRONLY)
+    with open(reading_refused, "rb") as file, pytest.raises(SourceFault, match="cannot be read"):
+        decoder.digest(file, lambda: None)
+
+
+# --- the limit on CPU time ----------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys, time
+from phi4d.media.decoder import allow_cpu
+allow_cpu(float(sys.argv[1]))
+print(*resource.getrlimit(resource.RLIMIT_CPU))
+while time.process_time() < 1.2: pass
+allow_cpu(float(sys.argv[1]))
+print(*resource.getrlimit(resource.RLIMIT_CPU))
+"""
+
+
+def limits(*command: str) -> list[list[int]]:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+
+
+def test_the_limit_on_cpu_time_moves_on_with_what_was_used() -> None:
+    (first, hard), (second, still) = limits(sys.executable, "-c", LIMITED, "60")
+    assert 62 <= first <= 63  # 60, the time of starting rounded up, and one
+    assert first < second <= first + 2
+    assert hard == still == -1  # can be raised again
+
+
+def test_the_limit_on_cpu_time_respects_one_from_outside() -> None:
+    command = ("prlimit", "--cpu=50:50", sys.executable, "-c", LIMITED, "60")
+    assert limits(*command) == [[50, 50]] * 2

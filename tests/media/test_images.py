@@ -143,6 +143,31 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
     assert mediakit.corners(samples) == UPRIGHT
 
 
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "HEIF", "MPO"])
+def test_frames_and_pages_beyond_the_limit_are_refused(kind: str) -> None:
+    # given a picture of three frames
+    later = [Image.new("RGB", (96, 64), colour) for colour in ("black", "yellow")]
+    data = mediakit.saved(mediakit.picture(), kind, save_all=True, append_images=later)
+
+    # when as many may be, it is read, and its first one counts
+    samples, _ = decode(data, max_frames=3)
+    assert mediakit.corners(samples) == UPRIGHT
+
+    # when fewer may be, it is refused
+    with pytest.raises(FileError, match=rf"is a {kind} of more than 2 frames or pages"):
+        decode(data, max_frames=2)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF"])
+def test_damage_behind_the_first_frame_is_no_fault_of_it(kind: str) -> None:
+    later = [Image.new("RGB", (96, 64), colour) for colour in ("black", "yellow")]
+    whole = mediakit.saved(mediakit.picture(), kind, save_all=True, append_images=later)
+    alone = mediakit.saved(mediakit.picture(), kind)
+    for cut in range(len(alone), len(whole), 97):
+        samples, _ = decode(whole[:cut])
+        assert mediakit.corners(samples) == UPRIGHT
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_what_the_model_cannot_use_is_reduced(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MODEL_PIXELS", 1000)

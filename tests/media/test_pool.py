@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import resource
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +22,7 @@ from phi4d.errors import (
     FileChanged,
     FileError,
     Phi4dError,
+    SourceFault,
     Stopped,
 )
 from phi4d.job import Fingerprint, Kind, Piece
@@ -161,10 +165,29 @@ def test_bad_input_is_a_clear_line(pool: DecodePool, tmp_path: Path, case: str) 
     assert pid(pool) == before  # the process is not to blame
 
 
+def test_a_file_that_cannot_be_read_now_is_not_at_fault(pool: DecodePool, png: Path) -> None:
+    # given a process that may open no more files
+    before = pid(pool)
+    resource.prlimit(before, resource.RLIMIT_NOFILE, (0, 1 << 10))
+
+    found = error(pool, png)
+
+    assert type(found) is SourceFault
+    assert "too many open files" in str(found)
+    resource.prlimit(before, resource.RLIMIT_NOFILE, (1 << 10, 1 << 10))
+    assert len(read(pool, png)) == 1
+    assert pid(pool) == before
+
+
 def test_limits_reach_the_process(png: Path, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", mediakit.tone(2), 16_000)
-    with DecodePool(1, max_pixels=1000, max_duration_s=1, max_file_bytes=100_000) as pool:
+    with DecodePool(
+        1, max_pixels=1000, max_frames=1, max_duration_s=1, max_file_bytes=100_000
+    ) as pool:
         assert "megapixels" in str(error(pool, png))
+        still = Image.new("L", (4, 4))
+        still.save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", (4, 4), 255)])
+        assert "more than 1 frames" in str(error(pool, tmp_path / "a.gif"))
         assert "at most 1.0 s" in str(error(pool, tmp_path / "a.wav", Kind.AUDIO))
         (tmp_path / "large").write_bytes(bytes(100_001))
         assert "MB are read" in str(error(pool, tmp_path / "large"))
@@ -240,6 +263,41 @@ def test_a_process_without_memory_says_so_and_is_replaced(png: Path, tmp_path: P
         assert len(read(pool, png)) == 1
 
 
+@pytest.fixture
+def spinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recording over which the codec computes for ever, because it is another one."""
+    codecs = tmp_path / "codecs"
+    codecs.mkdir()
+    (codecs / "soxr.py").write_text(
+        "class ResampleStream:\n"
+        "    def __init__(self, *args, **options):\n"
+        "        while True:\n"
+        "            pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(codecs))
+    path = tmp_path / "spinning.wav"
+    soundfile.write(path, mediakit.tone(1, 8000), 8000)
+    return path
+
+
+def test_a_process_that_computes_for_ever_is_killed_and_replaced(spinning: Path, png: Path) -> None:
+    with DecodePool(1, cpu_s=0.5) as pool:
+        found = error(pool, spinning, Kind.AUDIO)
+        assert isinstance(found, DecoderDied)
+        assert "used more than 0.5 s of CPU time (decode_seconds)" in str(found)
+        assert len(read(pool, png)) == 1
+
+
+def test_a_file_that_nobody_waits_for_yet_is_limited_as_well(spinning: Path) -> None:
+    with DecodePool(1, cpu_s=0.5) as pool:
+        decoding = pool.decode(os.fsencode(spinning), Kind.AUDIO)
+        child = os.pidfd_open(pid(pool))
+        assert select.select([child], [], [], 60)[0]
+        os.close(child)
+        with pytest.raises(DecoderDied, match="of CPU time"):
+            next(decoding)
+
+
 def test_a_process_that_cannot_start_is_nobodys_file(png: Path) -> None:
     with DecodePool(1, memory_bytes=100 << 20) as pool:
         found = error(pool, png)
@@ -264,6 +322,47 @@ def test_a_place_whose_process_cannot_be_replaced_is_tried_again(
         with pytest.raises(EnvironmentFault, match="cannot be started"):
             pool.decode(os.fsencode(png), Kind.IMAGE)
     assert len(read(pool, png)) == 1
+
+
+def test_a_pool_grows_and_never_shrinks(png: Path) -> None:
+    with DecodePool(1) as pool:
+        pool.grow(3)
+        held = [pool.try_decode(os.fsencode(png), Kind.IMAGE) for _ in range(4)]
+        assert [decoding is not None for decoding in held] == [True, True, True, False]
+        pool.grow(2)
+        assert len(pool._all) == 3
+        for decoding in held[:3]:
+            assert len(list(decoding or ())) == 1
+
+
+def test_whoever_waits_gets_a_process_that_is_new(pool: DecodePool, noise: Path, png: Path) -> None:
+    waiting = threading.Event()
+    with ThreadPoolExecutor(1) as threads, pool.decode(os.fsencode(noise), Kind.IMAGE):
+        later = threads.submit(
+            lambda: list(pool.decode(os.fsencode(png), Kind.IMAGE, on_wait=waiting.set))
+        )
+        assert waiting.wait(10)
+        pool.grow(2)
+        assert len(later.result(10)) == 1
+
+
+def test_a_digest_is_known_before_the_first_piece(pool: DecodePool, png: Path) -> None:
+    digest = hashlib.sha256(png.read_bytes()).hexdigest()
+
+    decoding = pool.decode(os.fsencode(png), Kind.IMAGE, known=())
+    next(decoding)
+    assert (decoding.digest, decoding.is_known) == (digest, False)
+    assert list(decoding) == []
+
+    decoding = pool.decode(os.fsencode(png), Kind.IMAGE, known={digest})
+    assert list(decoding) == []
+    assert (decoding.digest, decoding.is_known) == (digest, True)
+
+
+def test_a_digest_that_nobody_asks_for_is_not_made(pool: DecodePool, png: Path) -> None:
+    decoding = pool.decode(os.fsencode(png), Kind.IMAGE)
+    assert len(list(decoding)) == 1
+    assert (decoding.digest, decoding.is_known) == ("", False)
 
 
 def test_a_process_is_replaced_after_so_many_files(png: Path) -> None:
@@ -379,3 +478,5 @@ def test_a_closed_pool_stops_everybody_and_closes_twice(noise: Path, png: Path) 
         pool.decode(os.fsencode(png), Kind.IMAGE)
     with pytest.raises(Stopped):
         pool.try_decode(os.fsencode(png), Kind.IMAGE)
+    with pytest.raises(Stopped):
+        pool.grow(2)

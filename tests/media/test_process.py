@@ -23,7 +23,7 @@ GIB = 1 << 30
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecodeProcess]:
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
-    found = DecodeProcess(3 * GIB)
+    found = DecodeProcess(3 * GIB, 60)
     header, _ = found.channel.receive()
     assert header == {"is": "ready"}
     yield found
@@ -82,6 +82,11 @@ def test_it_outlives_what_systemd_sends_to_all(process: DecodeProcess) -> None:
     assert process.alive()
 
 
+def test_it_is_said_that_it_used_up_its_cpu_time(process: DecodeProcess) -> None:
+    os.kill(process.pid, signal.SIGXCPU)
+    assert process.ended() == "used more than 60 s of CPU time (decode_seconds)"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_it_is_said_how_it_was_killed(process: DecodeProcess, number: signal.Signals) -> None:
     os.kill(process.pid, number)
@@ -107,7 +112,7 @@ def test_it_dies_with_its_parent_even_if_it_hangs(stopped: bool) -> None:
     # given a parent with a decode process, which perhaps does not react to anything
     code = (
         "import sys; from phi4d.media.process import DecodeProcess;"
-        "p = DecodeProcess(1 << 32); p.channel.receive(); print(p.pid, flush=True);"
+        "p = DecodeProcess(1 << 32, 60); p.channel.receive(); print(p.pid, flush=True);"
         "sys.stdin.read()"
     )
     parent = subprocess.Popen(
@@ -131,7 +136,7 @@ def test_the_end_of_the_thread_that_started_it_does_not_end_it() -> None:
     import threading
 
     found: list[DecodeProcess] = []
-    thread = threading.Thread(target=lambda: found.append(DecodeProcess(3 * GIB)))
+    thread = threading.Thread(target=lambda: found.append(DecodeProcess(3 * GIB, 60)))
     thread.start()
     thread.join()
     (process,) = found
@@ -145,4 +150,4 @@ def test_one_that_cannot_be_started_is_the_environments_fault(
 ) -> None:
     monkeypatch.setattr(process_module.sys, "executable", "/nothing/python")
     with pytest.raises(EnvironmentFault, match="cannot be started"):
-        DecodeProcess(GIB)
+        DecodeProcess(GIB, 60)
