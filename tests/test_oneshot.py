@@ -160,7 +160,7 @@ def test_a_full_disk_is_told(
     def full(*args: object) -> None:
         raise EnvironmentFault("/out: cannot be written: No space left on device")
 
-    monkeypatch.setattr(atomic, "write", full)
+    monkeypatch.setattr(atomic, "write_all", full)
     with pytest.raises(EnvironmentFault, match="No space left"):
         process(make_picture(tmp_path / "a.png"), output_dir=tmp_path / "out")
 

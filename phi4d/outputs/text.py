@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from phi4d.job import FinishReason, Result, Segment
 
-SUFFIX = b".txt"
 CUT = " […]"
 """ends a line whose answer was cut at the token limit"""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -17,6 +18,31 @@ def folder(tmp_path: Path) -> bytes:
     return os.fsencode(tmp_path)
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is renamed, made and synced, in order."""
+    order: list[str] = []
+    real_fsync, real_rename, real_mkdir = os.fsync, os.rename, os.mkdir
+
+    def fsync(descriptor: int) -> None:
+        what = "folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"
+        order.append(f"fsync {what}")
+        real_fsync(descriptor)
+
+    def rename(source: bytes, target: bytes, **options: int) -> None:
+        order.append(f"rename {target.decode()}")
+        real_rename(source, target, **options)
+
+    def mkdir(path: bytes, *args: int) -> None:
+        order.append(f"mkdir {os.fsdecode(os.path.basename(path))}")
+        real_mkdir(path, *args)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    return order
+
+
 def names(folder: bytes) -> list[bytes]:
     return sorted(os.listdir(folder))
 
@@ -29,23 +55,10 @@ class TestWrite:
         assert names(folder) == [b"a.txt"]
 
     def test_file_and_folder_are_synced_before_it_returns(
-        self, folder: bytes, monkeypatch: pytest.MonkeyPatch
+        self, folder: bytes, calls: list[str]
     ) -> None:
-        order: list[str] = []
-        real_fsync, real_rename = os.fsync, os.rename
-
-        def fsync(fd: int) -> None:
-            order.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
-            real_fsync(fd)
-
-        def rename(*args: object, **options: object) -> None:
-            order.append("rename")
-            real_rename(*args, **options)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(os, "fsync", fsync)
-        monkeypatch.setattr(os, "rename", rename)
         atomic.write(folder, b"a.txt", b"one")
-        assert order == ["file", "rename", "folder"]
+        assert calls == ["fsync file", "rename a.txt", "fsync folder"]
 
     @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
     def test_a_failure_anywhere_leaves_the_old_file_and_no_litter(
@@ -102,7 +115,95 @@ class TestWrite:
         assert names(folder) == [b"a.txt"]
 
 
+class TestWriteAll:
+    FILES = ((b"a.txt", b"text"), (b"a.json", b"record"))
+
+    def test_all_are_synced_before_the_first_is_seen_and_the_folder_once(
+        self, folder: bytes, calls: list[str]
+    ) -> None:
+        paths = atomic.write_all(folder, self.FILES)
+        assert paths == [folder + b"/a.txt", folder + b"/a.json"]
+        assert calls == [
+            "fsync file",
+            "fsync file",
+            "rename a.txt",
+            "rename a.json",
+            "fsync folder",
+        ]
+
+    @pytest.mark.parametrize("call", ["open", "write", "fsync", "rename", "close"])
+    @pytest.mark.parametrize("nth", [1, 2, 3])
+    def test_what_is_there_is_whole_and_in_order_whatever_fails(
+        self, folder: bytes, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+    ) -> None:
+        atomic.write_all(folder, [(name, b"old") for name, _ in self.FILES])
+        count = itertools.count(1)
+        real = getattr(os, call)
+
+        def fail(*args: object, **options: object) -> object:
+            if call == "close":
+                real(*args)
+            if next(count) == nth:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return None if call == "close" else real(*args, **options)
+
+        monkeypatch.setattr(os, call, fail)
+        if (call, nth) in {("write", 3), ("rename", 3)}:
+            atomic.write_all(folder, self.FILES)
+        else:
+            with pytest.raises(EnvironmentFault, match="look at the disk"):
+                atomic.write_all(folder, self.FILES)
+        assert names(folder) == [b"a.json", b"a.txt"]
+        text, record = (Path(os.fsdecode(folder + b"/" + n)).read_bytes() for n, _ in self.FILES)
+        assert (text, record) in {(b"old", b"old"), (b"text", b"old"), (b"text", b"record")}
+
+    def test_a_folder_in_the_way_of_the_second_is_named(self, folder: bytes) -> None:
+        os.mkdir(folder + b"/a.json")
+        with pytest.raises(FileError, match=r"a\.json: a folder is where its sidecar should be"):
+            atomic.write_all(folder, self.FILES)
+        assert names(folder) == [b"a.json", b"a.txt"]
+
+
 class TestMakeFolder:
+    def test_every_new_name_is_synced(self, folder: bytes, calls: list[str]) -> None:
+        atomic.make_folder(folder + b"/a/b", folder)
+        assert calls == ["mkdir a", "fsync folder", "mkdir b", "fsync folder"]
+        calls.clear()
+        atomic.make_folder(folder + b"/a/b", folder)
+        assert calls == []
+
+    def test_what_another_process_made_is_synced_once(
+        self, folder: bytes, calls: list[str]
+    ) -> None:
+        Path(os.fsdecode(folder), "a").mkdir()
+        calls.clear()
+        for _ in range(2):
+            atomic.make_folder(folder + b"/a", folder)
+        assert calls.count("fsync folder") == 1
+
+    def test_a_folder_that_was_made_anew_is_synced_again(
+        self, folder: bytes, calls: list[str]
+    ) -> None:
+        atomic.make_folder(folder + b"/a/b", folder)
+        os.rename(folder + b"/a", folder + b"/c")
+        calls.clear()
+        atomic.make_folder(folder + b"/a/b", folder)
+        assert calls == ["mkdir a", "fsync folder", "mkdir b", "fsync folder"]
+
+    def test_a_failed_sync_is_tried_again_by_the_next_file(
+        self, folder: bytes, monkeypatch: pytest.MonkeyPatch, calls: list[str]
+    ) -> None:
+        def fail(descriptor: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises(EnvironmentFault):
+                atomic.make_folder(folder + b"/a", folder)
+        calls.clear()
+        atomic.make_folder(folder + b"/a", folder)
+        assert "fsync folder" in calls
+
     def test_subfolders_are_made(self, folder: bytes) -> None:
         atomic.make_folder(folder + b"/a/b\xff/c", folder)
         atomic.make_folder(folder + b"/a/b\xff/c", folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 
 import phi4d
 from phi4d import outputs
+from phi4d.errors import FileError
 from phi4d.job import Fingerprint, FinishReason, Job, Kind, Result, Sampling, Segment
-from phi4d.outputs import record, text
+from phi4d.outputs import names, record, text
 
 JOB = Job(
     7, "in", b"sub/me\xffmo.wav", Kind.AUDIO, Fingerprint(1, 2_000, 1_700_000_000_000_000_000)
@@ -79,6 +81,7 @@ def test_the_record_tells_everything() -> None:
         "media": {"duration": 3, "rate": 16000},
         "source_bytes": 2000,
         "source_modified": "2023-11-14T22:13:20+00:00",
+        "source_mtime_ns": 1_700_000_000_000_000_000,
         "prompt_tokens": 30,
         "new_tokens": 5,
         "seconds": 1.25,
@@ -91,6 +94,21 @@ def test_a_record_tells_what_was_reduced() -> None:
     reduced = replace(RESULT, reduced="at most 8 s at a time: device memory")
     found = json.loads(record.render(JOB, reduced, 0.0))
     assert found["reduced"] == "at most 8 s at a time: device memory"
+
+
+def test_a_record_tells_the_content_and_whose_answer_it_is() -> None:
+    told = record.render(JOB, RESULT, 0.0, content="ab" * 32, reused_from="in/first.wav")
+    found = json.loads(told)
+    assert found["source_sha256"] == "ab" * 32
+    assert found["reused_from"] == "in/first.wav"
+
+
+@pytest.mark.parametrize("mtime_ns", [-(2**62), -1, 2**63 - 1])
+def test_a_file_may_be_from_any_year(mtime_ns: int) -> None:
+    job = replace(JOB, fingerprint=Fingerprint(1, 2_000, mtime_ns))
+    found = json.loads(record.render(job, RESULT, 0.0))
+    assert found["source_mtime_ns"] == mtime_ns
+    assert record.iso(1e12) is None
 
 
 def test_a_pictures_record_has_no_segments() -> None:
@@ -134,3 +152,26 @@ def test_both_are_written_below_the_outbox(tmp_path: Path) -> None:
     ]
     assert all(os.path.getsize(path) for path in paths)
     assert sorted(os.listdir(outbox + b"/sub")) == [b"me\xffmo.wav.json", b"me\xffmo.wav.txt"]
+
+
+def test_a_long_name_is_cut_and_told_in_full(tmp_path: Path) -> None:
+    job = replace(JOB, path=b"sub/" + b"x" * 251 + b".wav")
+    text_path, record_path = outputs.write(job, RESULT, os.fsencode(tmp_path))
+    assert len(os.path.basename(text_path)) < 255
+    assert json.loads(Path(os.fsdecode(record_path)).read_bytes())["source"] == job.name
+
+
+def test_a_path_that_is_too_long_is_the_files_fault_and_leaves_nothing(tmp_path: Path) -> None:
+    job = replace(JOB, path=b"/".join([b"x" * 200] * 20) + b"/a.wav")
+    with pytest.raises(FileError, match=r"would have \d+ bytes; Linux takes 4095: shorten"):
+        outputs.write(job, RESULT, os.fsencode(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tree_of_any_depth_is_mirrored(tmp_path: Path) -> None:
+    depth = (names.PATH_MAX - len(os.fsencode(tmp_path)) - len(b"/a.wav.error.json")) // 2
+    job = replace(JOB, path=b"d/" * depth + b"a.wav")
+    (text_path, _) = outputs.write(job, RESULT, os.fsencode(tmp_path))
+    assert os.path.exists(text_path)
+    # shutil.rmtree, and so pytest's cleaning up, goes no deeper than Python's stack
+    subprocess.run(["/bin/rm", "-r", tmp_path / "d"], check=True)
