@@ -89,12 +89,17 @@ def _write_temp(temp: bytes, data: bytes, directory: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.open(temp, flags, 0o666, dir_fd=directory)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file, view) :]
+        write_out(file, data)
         os.fsync(file)
     finally:
         os.close(file)
+
+
+def write_out(file: int, data: bytes) -> None:
+    """Write all of it: one call of the system may take less."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
 
 
 def remove(folder: bytes, name: bytes) -> bool:
