@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit import Clock
+from kit import Clock, unprivileged
 
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Kind, State
-from phi4d.store import ADD_ROWS, SCHEMA_VERSION, Reader, Store, schema
+from phi4d.store import ADD_ROWS, SCHEMA_VERSION, Chosen, Reader, Store, schema
 
+NOTHING = Chosen(0, ())
 VERSION_1 = """
 CREATE TABLE job (
     id         INTEGER PRIMARY KEY,
@@ -330,54 +331,102 @@ class TestOriginals:
 class TestAgain:
     @pytest.fixture
     def ended(self, store: Store) -> Store:
-        names = (b"a/1", b"a/2", b"a/b/3", b"a.x", b"ab", b"w")
+        names = (b"a/1", b"a/2", b"a/b/3", b"a.x", b"ab", b"w", b"a0")
         store.add([arrival(name) for name in names])
-        jobs = store.claim(range(1, 7), "cpu")
+        jobs = store.claim(range(1, 8), "cpu")
         for job in jobs[:3]:
             store.fail(job, "file", "x", "decode")
         store.finish(jobs[3], question=b"old")
         store.finish(jobs[4], question=b"new")
         store.requeue(jobs[5], count=False, wait=100, fault="environment", reason="y")
+        store.fail(jobs[6], "file", "x", "decode")
         return store
 
     @pytest.mark.parametrize(
         ("below", "found"),
         [
-            (None, [b"a/1", b"a/2", b"a/b/3", b"w"]),
+            (b"", [b"a/1", b"a/2", b"a/b/3", b"w", b"a0"]),
             (b"a", [b"a/1", b"a/2", b"a/b/3"]),
             (b"a/b", [b"a/b/3"]),
             (b"a/1", [b"a/1"]),
             (b"w", [b"w"]),
+            (b"a0", [b"a0"]),
             (b"ab", []),
             (b"nothing", []),
         ],
     )
     def test_what_failed_or_waits_is_taken_up(
-        self, ended: Store, below: bytes | None, found: list[bytes]
+        self, ended: Store, below: bytes, found: list[bytes]
     ) -> None:
-        jobs = ended.retry("in", below)
+        assert ended.retry("in", below) == Chosen(len(found), tuple(found))
+        jobs = ended.waiting(9, ["in"])
         assert [job.path for job in jobs] == found
         assert not any(job.attempts or job.waits or job.fresh for job in jobs)
-        assert {job.path for job in ended.waiting(9, ["in"])} >= set(found)
-        assert ended.retry("other", below) == []
+        assert ended.retry("other", below) == NOTHING
+        assert ended.retry("in", below) == NOTHING
+
+    def test_only_the_first_few_are_named(self, store: Store) -> None:
+        store.add([arrival(b"%05d" % n) for n in range(ADD_ROWS + 5)])
+        for job in store.claim(range(1, ADD_ROWS + 6), "cpu"):
+            store.finish(job)
+        names = tuple(b"%05d" % n for n in range(10))
+        assert store.regenerate("in", dry_run=True) == Chosen(ADD_ROWS + 5, names)
+        assert states(store) == {"done": ADD_ROWS + 5}
+        assert store.regenerate("in") == Chosen(ADD_ROWS + 5, names)
+        assert states(store) == {"queued": ADD_ROWS + 5}
+
+    def test_a_file_is_found_without_looking_through_all(self, ended: Store) -> None:
+        asked: list[str] = []
+        ended._db.set_trace_callback(asked.append)
+        ended.retry("in", b"a")
+        ended._db.set_trace_callback(None)
+        plan = [row[-1] for row in ended._db.execute("EXPLAIN QUERY PLAN " + asked[0])]
+        assert plan[0].endswith("(inbox=? AND path>? AND path<?)")
+
+    def test_whether_anything_is_known_there(self, ended: Store) -> None:
+        for known in (b"", b"a", b"a/b", b"a/b/3", b"ab"):
+            assert ended.holds("in", known)
+        assert not ended.holds("in", b"b")
+        assert not ended.holds("other", b"")
 
     def test_what_is_done_is_answered_anew_if_asked_for(self, ended: Store) -> None:
-        assert [job.path for job in ended.regenerate("in", b"ab")] == [b"ab"]
+        assert ended.regenerate("in", b"ab") == Chosen(1, (b"ab",))
         assert [job.fresh for job in ended.waiting(9, ["in"])] == [True]
         ended.finish(ended.claim([5], "cpu")[0])
-        assert ended.retry("in", b"ab") == []
+        assert ended.retry("in", b"ab") == NOTHING
 
     def test_what_was_asked_something_else_is_stale(self, ended: Store) -> None:
-        stale = ended.regenerate_stale("in", Kind.IMAGE, b"new")
-        assert [(job.path, job.fresh) for job in stale] == [(b"a.x", False)]
-        assert ended.regenerate_stale("in", Kind.AUDIO, b"x") == []
+        one = Chosen(1, (b"a.x",))
+        assert ended.regenerate_stale("in", Kind.IMAGE, b"new", dry_run=True) == one
+        assert ended.regenerate_stale("in", Kind.IMAGE, b"new") == one
+        assert [(job.path, job.fresh) for job in ended.waiting(9, ["in"])] == [(b"a.x", False)]
+        assert ended.regenerate_stale("in", Kind.AUDIO, b"x") == NOTHING
+        assert ended.regenerate_stale("in", Kind.IMAGE, b"x", b"a") == NOTHING
 
     def test_what_was_moved_away_cannot_be_done_again(self, store: Store) -> None:
         store.add([arrival(b"a"), arrival(b"b")])
         for job in store.claim([1, 2], "cpu"):
             store.finish(job, original=True)
             store.settle_original(job, "moved" if job.path == b"a" else "kept", b"/x")
-        assert [job.path for job in store.regenerate("in")] == [b"b"]
+        assert store.regenerate("in") == Chosen(1, (b"b",))
+
+    def test_what_is_at_its_place_again_can(self, store: Store) -> None:
+        # given a failed and a done one, which were moved away and deleted
+        store.add([arrival(b"a/1"), arrival(b"b")])
+        failed, done = store.claim([1, 2], "cpu")
+        store.fail(failed, "file", "x", original=True)
+        store.finish(done, original=True)
+        store.settle_original(failed, "moved", b"/x")
+        store.settle_original(done, "deleted")
+        assert [job.path for job in store.gone(State.FAILED, "in")] == [b"a/1"]
+        assert [job.path for job in store.gone(State.DONE, "in")] == [b"b"]
+        assert list(store.gone(State.FAILED, "in", b"b")) == []
+        # when one is found where it was
+        (gone,) = store.gone(State.FAILED, "in", b"a")
+        store.came_back(gone)
+        # then it is like any other
+        assert list(store.gone(State.FAILED, "in")) == []
+        assert store.retry("in") == Chosen(1, (b"a/1",))
 
 
 class TestNotices:
@@ -594,6 +643,10 @@ class TestReader:
         ((job, device, since),) = reader.running()
         assert (job.path, device, since) == (b"a", "cuda:1", clock.now)
         reader.close()
+
+    def test_a_folder_that_may_not_be_read_is_said(self, store: Store, path: Path) -> None:
+        with unprivileged(path.parent), pytest.raises(EnvironmentFault, match="be the daemon's"):
+            Reader(path)
 
     def test_it_cannot_write(self, store: Store, path: Path) -> None:
         reader = Reader(path)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from phi4d.store.reader import Reader
-from phi4d.store.rows import Failure, Notice, Row
+from phi4d.store.rows import Chosen, Failure, Notice, Row
 from phi4d.store.schema import SCHEMA_VERSION, SQLITE_VERSION
 from phi4d.store.store import ADD_ROWS, Store
 
@@ -14,6 +14,7 @@ __all__ = [
     "ADD_ROWS",
     "SCHEMA_VERSION",
     "SQLITE_VERSION",
+    "Chosen",
     "Failure",
     "Notice",
     "Reader",

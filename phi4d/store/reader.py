@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,9 @@ class Reader:
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise FileNotFoundError(path)
         self._path = path
         with self._readable():
+            os.stat(path)
             self._db = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
             self._db.execute("PRAGMA query_only = ON")
             (self._version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -90,17 +90,19 @@ class Reader:
                 "it up to date"
             )
         with self._readable():
-            found = self._db.execute(
-                f"SELECT {rows.ROW_COLUMNS} FROM job WHERE inbox = ? AND path = ?"
-                " ORDER BY state = 'dropped', id DESC",
-                (inbox, path),
-            ).fetchall()
-        return [rows.row(row) for row in found]
+            return versions(self._db, inbox, path)
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise EnvironmentFault(
+                f"{self._path}: the store cannot be read: {error.strerror}; be the daemon's user, "
+                "or in its group"
+            ) from error
         except sqlite3.Error as error:
             raise EnvironmentFault(f"{self._path}: the store cannot be read: {error}") from error
 
@@ -125,3 +127,13 @@ def counts(db: sqlite3.Connection, *, tallied: bool = True) -> dict[str, dict[St
     for inbox, state, n in db.execute(query):
         result.setdefault(inbox, dict.fromkeys(State, 0))[State(state)] = n
     return result
+
+
+def versions(db: sqlite3.Connection, inbox: str, path: bytes) -> list[Row]:
+    """Every version of a file that is known, the newest first, dropped ones last."""
+    found = db.execute(
+        f"SELECT {rows.ROW_COLUMNS} FROM job WHERE inbox = ? AND path = ?"
+        " ORDER BY state = 'dropped', id DESC",
+        (inbox, path),
+    )
+    return [rows.row(row) for row in found]

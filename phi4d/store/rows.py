@@ -41,6 +41,15 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a change for somebody took of an inbox."""
+
+    count: int
+    first: tuple[bytes, ...]
+    """the paths of the first few"""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Everything that the store knows of one version of a file. Times: seconds since the epoch."""
 

@@ -40,6 +40,7 @@ CREATE TABLE notice (                       -- what keeps an inbox from working,
     PRIMARY KEY (inbox, about)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX job_answer ON job (size, question) WHERE state = 'done' AND content IS NOT NULL;
+CREATE INDEX job_put_off ON job (id) WHERE state = 'queued' AND next_try > 0;
 CREATE INDEX job_original ON job (id) WHERE original = 'due';
 """
 SCHEMA = (

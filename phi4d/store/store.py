@@ -11,6 +11,7 @@ import json
 import sqlite3
 import threading
 import time
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,12 @@ from typing import Self
 from phi4d.errors import EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Job, Kind, State
 from phi4d.store import reader
-from phi4d.store.rows import JOB_COLUMNS, job
+from phi4d.store.rows import JOB_COLUMNS, Chosen, Row, job
 from phi4d.store.schema import open_store
 
 ADD_ROWS = 2_000  # rows a transaction; a million files then take some 10 s
+FIRST_FEW = 10
+"""of the files that a change took, so many are named"""
 LONGEST_WAIT_SECONDS = 600.0
 """a next try further away than this is taken for a clock that was set back, and is due"""
 
@@ -379,51 +382,102 @@ class Store:
 
     # ---- what people ask for
 
-    def retry(self, inbox: str, path: bytes | None = None) -> list[Job]:
+    def retry(self, inbox: str, below: bytes = b"") -> Chosen:
         """Take up what failed or waits for its next try, as if it had just come in.
+
+        What was moved away or deleted is passed over, here and below.
 
         Args:
             inbox: the inbox's name.
-            path: a file below the inbox, or a folder with everything in it; None: all.
+            below: a file in the inbox, or a folder with everything in it; nothing: all.
 
         Returns:
-            The jobs that are queued now. Those whose source was moved away or deleted are not.
+            What is queued now.
         """
-        return self._again(
-            "(state = 'failed' OR state = 'queued' AND next_try > 0)", (), inbox, path, fresh=False
-        )
+        which = "(state = 'failed' OR state = 'queued' AND next_try > 0)"
+        return self._again("fresh = fresh", which, (), inbox, below, dry_run=False)
 
-    def regenerate(self, inbox: str, path: bytes | None = None) -> list[Job]:
-        """Answer anew what is done, whatever is known; see `retry`."""
-        return self._again("state = 'done'", (), inbox, path, fresh=True)
+    def regenerate(self, inbox: str, below: bytes = b"", *, dry_run: bool = False) -> Chosen:
+        """Answer anew what is done, whatever is known; see `retry`.
+
+        Args:
+            inbox: the inbox's name.
+            below: as for `retry`.
+            dry_run: only tell what it would be.
+        """
+        return self._again("fresh = 1", "state = 'done'", (), inbox, below, dry_run=dry_run)
 
     def regenerate_stale(
-        self, inbox: str, kind: Kind, question: bytes, path: bytes | None = None
-    ) -> list[Job]:
-        """Answer anew what is done of a kind, but was asked something else; see `retry`."""
-        which = "state = 'done' AND kind = ? AND question IS NOT ?"
-        return self._again(which, (kind, question), inbox, path, fresh=False)
+        self,
+        inbox: str,
+        kind: Kind,
+        question: bytes,
+        below: bytes = b"",
+        *,
+        dry_run: bool = False,
+    ) -> Chosen:
+        """Answer anew what is done of a kind, but was asked something else; see `regenerate`."""
+        which, values = "state = 'done' AND kind = ? AND question IS NOT ?", (kind, question)
+        return self._again("fresh = 0", which, values, inbox, below, dry_run=dry_run)
 
     def _again(
         self,
+        how: str,
         which: str,
         values: tuple[object, ...],
         inbox: str,
-        path: bytes | None,
+        below: bytes,
         *,
-        fresh: bool,
-    ) -> list[Job]:
-        if path is not None:
-            which += " AND (path = ? OR path BETWEEN ? AND ?)"
-            values = (*values, path, path + b"/", path + b"0")
+        dry_run: bool,
+    ) -> Chosen:
+        which += " AND (original IS NULL OR original NOT IN ('moved', 'deleted'))"
+        first: list[bytes] = []
+        count = 0
+        # bit by bit: the workers have their turns in between
+        for some in self._ids(which, values, inbox, below):
+            these = f"{which} AND id IN (SELECT value FROM json_each(?))"
+            with self._read() if dry_run else self._write() as db:
+                rows = db.execute(
+                    f"SELECT id, path FROM job WHERE {these}"
+                    if dry_run
+                    else f"UPDATE job SET state = 'queued', {how}, {_ANEW} WHERE {these}"
+                    " RETURNING id, path",
+                    (*values, some),
+                ).fetchall()
+            count += len(rows)
+            first += [bytes(path) for _, path in sorted(rows)[: FIRST_FEW - len(first)]]
+        return Chosen(count, tuple(first))
+
+    def _ids(
+        self, which: str, values: tuple[object, ...], inbox: str, below: bytes
+    ) -> Iterator[str]:
+        """The ids of jobs in an inbox, or a part of it, in order; a few at a time, as JSON."""
+        query = f"SELECT id FROM job WHERE {which} AND inbox = ?"
+        if below:  # the first two bounds are what an index can be asked
+            query += " AND path >= ? AND path < ? AND (path = ? OR path > ?)"
+            values = (*values, inbox, below, below + b"0", below, below + b"/")
+        else:
+            values = (*values, inbox)
+        with self._read() as db:
+            ids = array("q", sorted(job_id for (job_id,) in db.execute(query, values)))
+        for begin in range(0, len(ids), ADD_ROWS):
+            yield json.dumps(ids[begin : begin + ADD_ROWS].tolist())
+
+    def gone(self, state: State, inbox: str, below: bytes = b"") -> Iterator[Job]:
+        """Jobs that ended so, and whose source files were then moved or deleted; see `retry`."""
+        which = "state = ? AND original IN ('moved', 'deleted')"
+        for some in self._ids(which, (state,), inbox, below):
+            with self._read() as db:
+                rows = db.execute(
+                    f"SELECT {JOB_COLUMNS} FROM job WHERE id IN (SELECT value FROM json_each(?))",
+                    (some,),
+                ).fetchall()
+            yield from map(job, rows)
+
+    def came_back(self, job: Job) -> None:
+        """Note that a source file which was moved away is at its place again."""
         with self._write() as db:
-            rows = db.execute(
-                f"UPDATE job SET state = 'queued', fresh = ?, {_ANEW} WHERE {which} AND inbox = ?"
-                " AND (original IS NULL OR original NOT IN ('moved', 'deleted'))"
-                f" RETURNING {JOB_COLUMNS}",
-                (int(fresh), *values, inbox),
-            ).fetchall()
-        return [job(row) for row in rows]
+            db.execute("UPDATE job SET original = NULL, moved_to = NULL WHERE id = ?", (job.id,))
 
     # ---- what people want to know
 
@@ -472,6 +526,15 @@ class Store:
                 (*inboxes,),
             ).fetchall()
         return [(job(row[:-1]), str(row[-1])) for row in rows]
+
+    def versions(self, inbox: str, path: bytes) -> list[Row]:
+        """Every version of a file that is known, the newest first."""
+        with self._read() as db:
+            return reader.versions(db, inbox, path)
+
+    def holds(self, inbox: str, below: bytes) -> bool:
+        """Whether a file, or anything in a folder, is known; see `retry`."""
+        return any(self._ids("true", (), inbox, below))
 
     def counts(self) -> dict[str, dict[State, int]]:
         """Number of jobs by inbox and state."""
