@@ -18,7 +18,7 @@ import phi4d
 PACKAGE = Path(phi4d.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "errors", "job", "demo"}),
-    frozenset({"config", "ladder", "lock", "log", "notify", "settle", "slots"}),
+    frozenset({"config", "control", "ladder", "lock", "log", "notify", "settle", "slots"}),
     frozenset({"inbox", "store", "scheduler", "media", "engine", "outputs", "status", "task"}),
     frozenset({"loading", "worker"}),
     frozenset({"daemon"}),
