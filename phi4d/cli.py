@@ -24,6 +24,7 @@ from phi4d.errors import (
 )
 
 if TYPE_CHECKING:
+    from phi4d.again import Order
     from phi4d.config import Config
     from phi4d.job import Result
 
@@ -82,6 +83,13 @@ RevisionOption = Annotated[
 ]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloaded models are.")
+]
+PathsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PATH…", help="Files, folders, sidecars.", show_default=False),
+]
+InboxOption = Annotated[
+    str | None, typer.Option("--inbox", metavar="NAME", help="Only in this inbox.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log in detail.")]
 
@@ -199,7 +207,7 @@ def status(
     config_file: LegacyOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Tell what waits, runs, is done and has failed."""
+    """Tell what waits, runs, is done and has failed, and what holds inboxes and files up."""
     from phi4d import lock
     from phi4d import status as words
     from phi4d.job import display_name
@@ -220,8 +228,13 @@ def status(
             daemon_pid=lock.holder(settled.state_dir / "lock"),
             counts=reader.counts(),
             running=[
-                (display_name(job.inbox, job.path), device, time.time() - started)
+                (job.display_name, device, time.time() - started)
                 for job, device, started in reader.running()
+            ],
+            notices=[(notice.inbox, notice.text, notice.since) for notice in reader.notices()],
+            put_off=[
+                (row.job.display_name, row.reason or "is tried again", row.next_try)
+                for row in reader.put_off(10)
             ],
             failures=[
                 (display_name(f.inbox, f.path), f.reason, f.when) for f in reader.failures(10)
@@ -229,6 +242,70 @@ def status(
         )
         reader.close()
     typer.echo(words.render(snapshot))
+
+
+@app.command()
+def retry(
+    paths: PathsArgument = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="All that failed or waits, without a PATH.")
+    ] = False,
+    inbox: InboxOption = None,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Take up at once what failed, or waits for its next try.
+
+    A PATH is a file or folder in an inbox, or a file's sidecar, such as NAME.error.json. Exit code
+    1 if there was nothing to take up.
+    """
+    if bool(paths) == failed:
+        _refuse("retry: name files or folders, or give --failed for all that failed")
+    if inbox is not None and not failed:
+        _refuse("retry: --inbox goes with --failed")
+    with _Refusals():
+        from phi4d.again import Order
+
+        settled = _load(config, config_file, _options(settings))
+        _order(settled, Order(_absolute(settled, paths), _known(settled, inbox)))
+
+
+@app.command()
+def regenerate(
+    paths: PathsArgument = None,
+    stale: Annotated[
+        bool,
+        typer.Option("--stale", help="Only what another prompt, model or sampling answered."),
+    ] = False,
+    inbox: InboxOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell how many files it would be.")
+    ] = False,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Answer anew what is done.
+
+    A PATH is a file or folder in an inbox, or a file's sidecar. The answer takes the old one's
+    place when it is there. Exit code 1 if there was nothing to answer anew.
+    """
+    if not paths and not stale:
+        _refuse("regenerate: name files or folders, or give --stale for all that is out of date")
+    if inbox is not None and paths:
+        _refuse("regenerate: --inbox goes with --stale, without a PATH")
+    with _Refusals():
+        from phi4d.again import Order
+
+        settled = _load(config, config_file, _options(settings))
+        _order(
+            settled,
+            Order(
+                _absolute(settled, paths), _known(settled, inbox), anew=True, stale=stale,
+                dry_run=dry_run,
+            ),
+        )  # fmt: skip
 
 
 @app.command()
@@ -344,6 +421,31 @@ def _options(settings: list[str] | None, **named: Any) -> dict[str, Any]:
             _refuse(f"--set {setting}: expected KEY=VALUE")
         options[key] = value
     return {**options, **{key: value for key, value in named.items() if value is not None}}
+
+
+def _absolute(settled: Config, paths: list[str] | None) -> tuple[bytes, ...]:
+    from phi4d.paths import as_configured
+
+    return tuple(as_configured(path, settled.inboxes()) for path in paths or ())
+
+
+def _known(settled: Config, inbox: str | None) -> str | None:
+    names = [box.name for box in settled.inboxes()]
+    if inbox is not None and inbox not in names:
+        _refuse(f"--inbox {inbox}: there is none of that name; there are: {', '.join(names)}")
+    return inbox
+
+
+def _order(settled: Config, order: Order) -> NoReturn:
+    """Have an order carried out, and tell what came of it."""
+    from phi4d import orders
+
+    outcome, daemon = orders.give(order, settled)
+    for line in orders.told(order, outcome, daemon=daemon):
+        typer.echo(line)
+    for path, why in outcome.left:
+        typer.echo(f"phi4d: {path}: {why}", err=True)
+    raise typer.Exit(EXIT_OK if outcome.taken else EXIT_FAILURE)
 
 
 def _load(config: Path | None, config_file: Path | None, options: dict[str, Any]) -> Config:

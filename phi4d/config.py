@@ -269,6 +269,11 @@ class Config(_Model):
         """The store's file."""
         return self.state_dir / "jobs.sqlite3"
 
+    @property
+    def control_path(self) -> Path:
+        """The daemon's control socket."""
+        return self.state_dir / "control"
+
 
 def load(
     *,

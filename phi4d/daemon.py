@@ -8,8 +8,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from phi4d import status
+from phi4d import again, control, status
 from phi4d.config import Config
 from phi4d.engine import Engine
 from phi4d.errors import (
@@ -24,7 +25,7 @@ from phi4d.errors import (
 )
 from phi4d.inbox import Root, Watcher
 from phi4d.job import Arrival, Job, Kind, Result, Sampling, display_name
-from phi4d.loading import STOP_SIGNALS, make_engines_when_free
+from phi4d.loading import STOP_SIGNALS, make_engines_when_free, model_name
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import kind_of
@@ -110,6 +111,13 @@ class Daemon:
         self._engines: list[Engine] = []
         self._workers: list[Worker] = []
         self._watcher: Watcher | None = None
+        self._control: control.Server | None = None
+        self.handlers: dict[str, control.Handler] = {
+            "rescan": self._order_rescan,
+            "retry": self._order_retry,
+            "regenerate": self._order_regenerate,
+        }
+        """what carries out the orders that come through the control socket, by their names"""
         self._cleanup = contextlib.ExitStack()
         self._hung = False
         self._next_status = 0.0
@@ -141,6 +149,7 @@ class Daemon:
         self._store = store
         self._make_outboxes()
         self._recover()
+        self._take_orders()
         pool = make_pool(config)
         self._cleanup.callback(pool.close)
         for engine in self._make_engines(config):
@@ -190,6 +199,39 @@ class Daemon:
             atomic.sweep(folder)
         if jobs:
             log.warning("%d files were being worked on when phi4d ended; begun again", len(jobs))
+
+    def _take_orders(self) -> None:
+        try:
+            self._control = control.Server(self._config.control_path, self.handlers)
+        except EnvironmentFault as fault:
+            log.warning("no orders can be taken, phi4d goes on without: %s", fault)
+        else:
+            self._control.start()
+
+    def _order_rescan(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        if self._watcher is not None:  # else the first scan is still to come
+            self._watcher.rescan()
+        return {}
+
+    def _order_retry(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        outcome = self._again(again.Order.of(fields, anew=False))
+        # a file that was not noticed, or was not complete, may be now
+        if outcome.left and self._watcher is not None:
+            self._watcher.rescan()
+        return outcome.fields()
+
+    def _order_regenerate(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        return self._again(again.Order.of(fields, anew=True)).fields()
+
+    def _again(self, order: again.Order) -> again.Outcome:
+        model = self._engines[0].model if self._engines else model_name(self._config)
+        asked = again.todays(self._config, model)
+        outcome = again.carry_out(order, self._store, self._boxes, asked)
+        if outcome.taken and not order.dry_run:
+            log.info("%s: %d files taken up", order.name, outcome.taken)
+            for worker in self._workers:
+                worker.wake()
+        return outcome
 
     def _start_watcher(self) -> None:
         def of_kinds(kinds: tuple[str, ...]) -> Callable[[bytes], Kind | None]:
@@ -278,8 +320,12 @@ class Daemon:
             notify("WATCHDOG=1")
 
     def stop(self) -> None:
-        """Stop in order: inboxes, workers, outputs, store. Idempotent."""
+        """Stop in order: orders, inboxes, workers, outputs, store. Idempotent."""
         notify("STOPPING=1")
+        if self._control is not None:
+            self._control.stop()
+            self._control.join()
+            self._control = None
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher.join()

@@ -118,6 +118,11 @@ class Job:
         """The relative path, printable whatever its bytes are."""
         return printable(self.path)
 
+    @property
+    def display_name(self) -> str:
+        """The file as people see it: the inbox, then the path below it."""
+        return display_name(self.inbox, self.path)
+
 
 def printable(path: bytes | str | os.PathLike[str]) -> str:
     """A path as one printable line: control characters and invalid bytes are escaped."""

@@ -102,11 +102,19 @@ def locate(config: Config) -> tuple[Path, str]:
     Raises:
         ConfigError: it is not here.
     """
+    name = model_name(config)
     if config.model_path == demo.MODEL_PATH:
-        return demo.CHECKPOINT, demo.NAME
-    folder = hub.resolve(config.model_path, config.revision, config.cache_dir)
+        return demo.CHECKPOINT, name
+    return hub.resolve(config.model_path, config.revision, config.cache_dir), name
+
+
+def model_name(config: Config) -> str:
+    """What the configured model is called in the sidecars, whether it is here or not."""
+    model = config.model_path
+    if model == demo.MODEL_PATH:
+        return demo.NAME
     # a hub's model lies in a folder that is named by a hash
-    return folder, config.model_path if hub.is_remote(config.model_path) else folder.resolve().name
+    return model if hub.is_remote(model) else Path(model).expanduser().resolve().name
 
 
 def wishes_of(config: Config) -> Wishes:

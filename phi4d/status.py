@@ -40,6 +40,10 @@ class Snapshot:
     counts: Mapping[str, Mapping[State, int]]
     running: Sequence[tuple[str, str, float]] = field(default_factory=list)
     """file, device, seconds since it was begun"""
+    notices: Sequence[tuple[str, str, float]] = field(default_factory=list)
+    """inbox, what keeps it from working, since when (seconds since the epoch)"""
+    put_off: Sequence[tuple[str, str, float]] = field(default_factory=list)
+    """file that waits for its next try, why, and when that is (seconds since the epoch)"""
     failures: Sequence[tuple[str, str, float]] = field(default_factory=list)
     """file, reason, seconds since the epoch"""
 
@@ -70,9 +74,17 @@ def render(snapshot: Snapshot) -> str:
     if snapshot.running:
         lines += ["", "running"]
         lines += [f"  {name}  on {device}, {s:.0f} s" for name, device, s in snapshot.running]
-    if snapshot.failures:
-        lines += ["", "last failures"]
-        for name, reason, when in snapshot.failures:
-            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
-            lines.append(f"  {at}  {name}: {reason}")
+    for heading, of_it in (
+        ("held up since", snapshot.notices),
+        ("next try at", snapshot.put_off),
+        ("last failures", snapshot.failures),
+    ):
+        if of_it:
+            lines += ["", heading]
+            lines += [f"  {at(when)}  {name}: {why}" for name, why, when in of_it]
     return "\n".join(lines)
+
+
+def at(when: float) -> str:
+    """Seconds since the epoch as people here write them, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))

@@ -24,10 +24,10 @@ class Clock:
 
 
 @contextmanager
-def unprivileged(folder: Path) -> Iterator[None]:
-    """While it lasts, what is in a folder may not be read, even where root runs the tests."""
+def unprivileged(folder: Path, mode: int = 0) -> Iterator[None]:
+    """While it lasts, a folder has this mode, which holds even where root runs the tests."""
     before = folder.stat().st_mode
-    folder.chmod(0)
+    folder.chmod(mode)
     root = os.geteuid() == 0
     if root:
         os.seteuid(NOBODY)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,16 @@ class TestHelp:
     def test_it_names_every_command(self) -> None:
         done = call("--help")
         assert done.returncode == 0
-        for command in ("run", "process", "status", "demo", "doctor", "model"):
+        for command in (
+            "run",
+            "process",
+            "status",
+            "retry",
+            "regenerate",
+            "demo",
+            "doctor",
+            "model",
+        ):
             assert command in done.stdout
 
     def test_without_a_command_it_helps(self) -> None:
@@ -129,13 +139,109 @@ class TestStatus:
             jobs = store.claim([1, 2, 3], "cuda:0")
             store.finish(jobs[0])
             store.fail(jobs[1], "file", "is empty")
+            store.notice("photos", "outbox", "/out: cannot be written")
+            store.requeue(jobs[2], count=False, wait=60, reason="cannot be read now")
+            store.claim([4], "cuda:0")
             done = invoke("status", "--set", f"state_dir={tmp_path}")
         assert done.exit_code == 0
         lines = done.stdout.splitlines()
         assert lines[0] == "phi4d is not running"
         assert lines[3].split() == ["photos", "3", "1", "1", "1"]
-        assert "photos/2.jpg  on cuda:0" in done.stdout
+        assert "photos/3.jpg  on cuda:0" in done.stdout
+        assert "photos: /out: cannot be written" in done.stdout
+        assert "photos/2.jpg: cannot be read now" in done.stdout
         assert "photos/1.jpg: is empty" in done.stdout
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A configuration of one inbox."""
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "phi4d.toml"
+    file.write_text(
+        'model_path = "demo"\nstate_dir = "state"\nsettle_seconds = 0.05\n'
+        '[[inbox]]\npath = "in"\noutbox = "out"\n'
+    )
+    return file
+
+
+@contextlib.contextmanager
+def daemon(config_file: Path) -> Iterator[Callable[[str], None]]:
+    """A real one with a fake engine; what is yielded waits for words in its log."""
+    script = Path(__file__).with_name("fake_daemon.py")
+    with subprocess.Popen(
+        [sys.executable, script, config_file], stderr=subprocess.PIPE, text=True
+    ) as process:
+
+        def wait_for(words: str) -> None:
+            assert process.stderr
+            assert any(words in line for line in process.stderr), words
+
+        try:
+            wait_for(" ready: ")
+            yield wait_for
+        finally:
+            process.kill()
+
+
+class TestAgain:
+    def test_a_daemon_takes_up_what_failed(self, config_file: Path, tmp_path: Path) -> None:
+        with daemon(config_file) as wait_for:
+            (tmp_path / "in/bad.png").write_text("no picture")
+            wait_for("failed: ")
+            done = call("retry", "in/bad.png", "elsewhere.png", "--config", config_file)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == "1 file taken up\n  in/bad.png\n"
+            assert done.stderr == (
+                f"phi4d: {tmp_path}/elsewhere.png: is in no inbox; inboxes: {tmp_path}/in\n"
+            )
+            wait_for("failed: ")
+
+    def test_a_daemon_does_anew_what_is_done(
+        self, config_file: Path, tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        words = ("--config", config_file)
+        with daemon(config_file) as wait_for:
+            make_picture(tmp_path / "in/a.png")
+            wait_for("done: ")
+            assert call("regenerate", "out/a.png.json", *words).returncode == 0
+            wait_for("done: ")
+            done = call("regenerate", "in", "--dry-run", *words)
+            assert done.stdout == "1 file would be done anew\n  in/a.png\n"
+
+    def test_without_a_daemon_the_store_waits_for_one(
+        self, config_file: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "state").mkdir()
+        with Store(tmp_path / "state/jobs.sqlite3") as store:
+            store.add([Arrival("in", b"a.jpg", Kind.IMAGE, Fingerprint(1, 2, 3))])
+            store.fail(store.claim([1], "cpu")[0], "file", "x")
+        words = ("--config", config_file)
+        done = invoke("retry", "--failed", "--inbox", "in", *words)
+        assert done.exit_code == 0
+        assert done.stdout.startswith("1 file will be taken up when phi4d runs")
+        done = invoke("retry", "--failed", *words)
+        assert done.exit_code == 1
+        assert done.stdout == "nothing failed, or waits for its next try\n"
+        done = invoke("regenerate", "--stale", *words)
+        assert (done.exit_code, done.stdout) == (1, "nothing is stale\n")
+
+    @pytest.mark.parametrize(
+        ("words", "complaint"),
+        [
+            (["retry"], "name files or folders, or give --failed"),
+            (["retry", "a", "--failed"], "name files or folders, or give --failed"),
+            (["retry", "a", "--inbox", "in"], "--inbox goes with --failed"),
+            (["retry", "--failed", "--inbox", "no"], "none of that name; there are: in"),
+            (["regenerate"], "name files or folders, or give --stale"),
+            (["regenerate", "a", "--inbox", "in"], "--inbox goes with --stale"),
+            (["regenerate", "--stale", "--inbox", "no"], "none of that name; there are: in"),
+        ],
+    )
+    def test_a_wrong_call(self, config_file: Path, words: list[str], complaint: str) -> None:
+        done = invoke(*words, "--config", config_file)
+        assert done.exit_code == 2
+        assert complaint in done.stderr
 
 
 class TestProcess:

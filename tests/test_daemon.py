@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from phi4d import config as configuration
+from phi4d import control, errors
 from phi4d import daemon as house
-from phi4d import errors
 from phi4d.config import Config
 from phi4d.daemon import Daemon
 from phi4d.engine import Engine
@@ -215,6 +215,90 @@ class TestLife:
         (worker,) = opened.daemon._workers
         worker.join(WAIT_SECONDS)
         assert opened.daemon.tick() == code
+
+
+class TestOrders:
+    @pytest.fixture
+    def ask(self, tmp_path: Path) -> Callable[..., Any]:
+        """Gives an order to the daemon."""
+        return lambda order, **fields: control.ask(tmp_path / "state/control", order, fields)
+
+    def test_what_failed_is_taken_up(
+        self, open_house: Callable[..., House], tmp_path: Path, ask: Callable[..., Any]
+    ) -> None:
+        opened = open_house()
+        path = tmp_path / "in/bad.png"
+        path.write_text("no picture")
+        opened.wait_for(1)
+        taken = {"taken": 1, "first": ["in/bad.png"], "left": []}
+        assert ask("retry", paths=[str(path)]) == taken
+        opened.wait_for(2)
+        assert ask("retry") == taken
+        opened.wait_for(3)
+        assert all(words.startswith("failed") for _, _, words in opened.ended)
+
+    def test_what_is_done_is_done_anew(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        ask: Callable[..., Any],
+    ) -> None:
+        opened = open_house()
+        path = make_picture(tmp_path / "in/a.png")
+        opened.wait_for(1)
+        assert ask("regenerate", paths=[str(path)], dry_run=True)["taken"] == 1
+        assert ask("regenerate", paths=[str(path)])["taken"] == 1
+        opened.wait_for(2)
+        assert len(opened.engine.calls) == 2
+
+    def test_a_path_that_is_not_known_is_looked_for(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        ask: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        opened = open_house()
+        assert opened.daemon._watcher
+        looked = threading.Event()
+        monkeypatch.setattr(opened.daemon._watcher, "rescan", looked.set)
+        ((_, why),) = ask("retry", paths=[str(tmp_path / "in/new.jpg")])["left"]
+        assert "is not known" in why
+        assert looked.is_set()
+        looked.clear()
+        assert ask("rescan") == {}
+        assert looked.is_set()
+
+    def test_they_are_taken_while_the_model_is_loaded(
+        self, write_config: Callable[..., Path], tmp_path: Path, ask: Callable[..., Any]
+    ) -> None:
+        answers: list[Any] = []
+
+        def engines(config: Config) -> Iterator[Engine]:
+            answers.extend([ask("retry"), ask("rescan"), ask("regenerate", stale=True)])
+            yield FakeEngine()
+
+        opened = Daemon(configuration.load(config=write_config(), environ={}), engines=engines)
+        try:
+            opened.start()
+        finally:
+            opened.stop()
+        nothing = {"taken": 0, "first": [], "left": []}
+        assert answers == [nothing, {}, nothing]
+        assert ask("retry") is None
+
+    def test_a_daemon_that_can_take_none_does_its_work(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        (tmp_path / "state/control").mkdir(parents=True)
+        make_picture(tmp_path / "in/a.png")
+        open_house().wait_for(1)
+        assert "no orders can be taken, phi4d goes on without" in caplog.text
 
 
 class TestRefusals:

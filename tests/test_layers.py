@@ -19,10 +19,12 @@ PACKAGE = Path(phi4d.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "errors", "job", "demo"}),
     frozenset({"config", "control", "ladder", "lock", "log", "notify", "settle", "slots"}),
-    frozenset({"inbox", "store", "scheduler", "media", "engine", "outputs", "status", "task"}),
-    frozenset({"loading", "worker"}),
+    frozenset(
+        {"inbox", "store", "scheduler", "media", "engine", "outputs", "paths", "status", "task"}
+    ),
+    frozenset({"again", "loading", "worker"}),
     frozenset({"daemon"}),
-    frozenset({"doctor", "oneshot", "trial", "model"}),
+    frozenset({"doctor", "oneshot", "orders", "trial", "model"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -205,14 +207,20 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
     assert loaded_by(*arguments) & (HEAVY | {"watchdog", "httpx"}) == set()
 
 
-def test_status_loads_nothing_heavy(tmp_path: Path):
-    # given a store that some daemon made
+@pytest.mark.parametrize("arguments", [["status"], ["regenerate", "--stale"]])
+def test_what_asks_the_store_loads_nothing_heavy(tmp_path: Path, arguments: list[str]):
+    # given a store that some daemon made, with a file that is done
+    from phi4d.job import Arrival, Fingerprint, Kind
     from phi4d.store import Store
 
-    (tmp_path / "phi4d.toml").write_text('state_dir = "."\n')
-    Store(tmp_path / "jobs.sqlite3").close()
+    (tmp_path / "phi4d.toml").write_text(
+        'state_dir = "."\nmodel_path = "demo"\n[[inbox]]\npath = "in"\noutbox = "out"\n'
+    )
+    with Store(tmp_path / "jobs.sqlite3") as store:
+        store.add([Arrival("in", b"a.jpg", Kind.IMAGE, Fingerprint(1, 1, 1))])
+        store.finish(store.claim([1], "cpu")[0])
     # when
-    loaded = loaded_by("status", "--config", str(tmp_path / "phi4d.toml"))
+    loaded = loaded_by(*arguments, "--config", str(tmp_path / "phi4d.toml"))
     # then
     assert loaded & (HEAVY | {"watchdog", "httpx"}) == set()
     assert {"phi4d", "sqlite3"} <= loaded

@@ -123,9 +123,8 @@ def test_every_command_and_option_exists():
     commands = dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
     group = commands.pop("model").commands
     commands |= {f"model {name}": command for name, command in group.items()}
-    lines = re.findall(
-        r"(?:^|[ `/])phi4d ((?:run|process|status|demo|doctor|model [a-z]+)\b)([^`\n]*)", README
-    )
+    words = "|".join(sorted({name.partition(" ")[0] for name in commands} - {"model"}))
+    lines = re.findall(rf"(?:^|[ `/])phi4d ((?:{words}|model [a-z]+)\b)([^`\n]*)", README)
     assert {name for name, _ in lines} == set(commands)
     for name, rest in lines:
         options = {option for parameter in commands[name].params for option in parameter.opts}

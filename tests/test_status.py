@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from phi4d.job import State, display_name
 from phi4d.status import Snapshot, line, render, totals
 
@@ -23,12 +25,15 @@ def test_the_line_for_the_service_manager() -> None:
 
 
 def test_the_table_for_people() -> None:
+    noon = time.mktime((2026, 11, 22, 12, 0, 0, 0, 0, -1))
     text = render(
         Snapshot(
             daemon_pid=42,
             counts=COUNTS,
             running=[("photos/a.jpg", "cuda:0", 3.4)],
-            failures=[("photos/b.jpg", "is empty", 0.0)],
+            notices=[("photos", "/out: cannot be written: disk full", noon)],
+            put_off=[("photos/c.jpg", "cannot be read now", noon + 60)],
+            failures=[("photos/b.jpg", "is empty", noon + 120)],
         )
     )
     lines = text.splitlines()
@@ -38,8 +43,20 @@ def test_the_table_for_people() -> None:
     assert lines[4].split() == ["photos", "128", "3", "1000", "2"]
     assert lines[5].split() == ["all", "129", "3", "1000", "2"]
     assert len({len(row) for row in lines[2:6]}) == 1
-    assert "photos/a.jpg  on cuda:0, 3 s" in text
-    assert "photos/b.jpg: is empty" in text
+    assert lines[6:] == [
+        "",
+        "running",
+        "  photos/a.jpg  on cuda:0, 3 s",
+        "",
+        "held up since",
+        "  2026-11-22 12:00  photos: /out: cannot be written: disk full",
+        "",
+        "next try at",
+        "  2026-11-22 12:01  photos/c.jpg: cannot be read now",
+        "",
+        "last failures",
+        "  2026-11-22 12:02  photos/b.jpg: is empty",
+    ]
 
 
 def test_nothing_yet() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable, Iterable
 
 TEXT = b".txt"
 RECORD = b".json"
@@ -41,6 +42,26 @@ def sidecar(name: bytes, suffix: bytes) -> bytes:
         digits = hashlib.sha256(name).hexdigest()[:_HASH_DIGITS].encode()
         name = cut(name, ROOM - 1 - _HASH_DIGITS) + b"~" + digits
     return name + suffix
+
+
+def source(written: bytes, neighbours: Callable[[], Iterable[bytes]]) -> bytes | None:
+    """The name of the file that a sidecar is about; the other way round than `sidecar`.
+
+    Args:
+        written: the sidecar's name.
+        neighbours: lists the names of the source's folder; asked only if the sidecar's does not
+            hold the source's whole.
+
+    Returns:
+        None: it is not named like a sidecar, or what it is about is not there.
+    """
+    suffix = next((s for s in (ERROR, RECORD, TEXT) if written.endswith(s)), b"")
+    stem = written.removesuffix(suffix)
+    if not suffix or not stem:
+        return None
+    if not _AMBIGUOUS.search(stem):
+        return stem if len(stem) <= ROOM else None
+    return next((name for name in neighbours() if sidecar(name, suffix) == written), None)
 
 
 def numbered(name: bytes, number: int) -> bytes:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from phi4d.store.reader import Reader
 from phi4d.store.rows import Chosen, Failure, Notice, Row
 from phi4d.store.schema import SCHEMA_VERSION, SQLITE_VERSION
-from phi4d.store.store import ADD_ROWS, Store
+from phi4d.store.store import ADD_ROWS, FIRST_FEW, Store
 
 __all__ = [
     "ADD_ROWS",
+    "FIRST_FEW",
     "SCHEMA_VERSION",
     "SQLITE_VERSION",
     "Chosen",

@@ -134,3 +134,27 @@ def test_the_file_system_takes_them(
     path = os.path.join(folder, names.sidecar(name, suffix))
     Path(os.fsdecode(path)).write_bytes(b"x")
     os.unlink(path)
+
+
+class TestSource:
+    @given(any_name, st.lists(any_name), suffixes)
+    def test_it_is_the_other_way_round(
+        self, name: bytes, others: list[bytes], suffix: bytes
+    ) -> None:
+        written = names.sidecar(name, suffix)
+        assert names.source(written, lambda: [*others, name]) == name
+
+    @given(any_name, suffixes)
+    def test_a_name_that_was_cut_tells_nothing_where_the_file_is_gone(
+        self, name: bytes, suffix: bytes
+    ) -> None:
+        kept = names.sidecar(name, b"") == name
+        assert names.source(names.sidecar(name, suffix), list) == (name if kept else None)
+
+    @pytest.mark.parametrize("name", [b"a.png", b".txt", b".error.json", b"", b"a.json.bak"])
+    def test_what_is_named_like_no_sidecar(self, name: bytes) -> None:
+        assert names.source(name, lambda: [b"a.png"]) is None
+
+    def test_a_name_that_no_sidecar_has(self) -> None:
+        assert names.source(b"x" * 250 + b".txt", lambda: [b"x" * 250]) is None
+        assert names.source(b"a.error.txt", lambda: [b"a", b"a.error"]) is None

@@ -1,0 +1,105 @@
+"""What people order: given to the daemon, or, where none runs, carried out in the store itself."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+from dataclasses import replace
+
+from phi4d import again, control, lock
+from phi4d.again import Order, Outcome
+from phi4d.config import Config
+from phi4d.errors import ConfigError, EnvironmentFault
+from phi4d.loading import model_name
+from phi4d.store import Store
+
+ANSWER_SECONDS = 600.0  # a million files take some 20 s here
+PATHS = 32  # in one order: each may have 4,096 bytes, and each byte six characters of JSON
+
+
+def give(order: Order, config: Config) -> tuple[Outcome, bool]:
+    """Have files done again.
+
+    Returns:
+        What the order brought about, and whether a daemon runs, which does it now.
+
+    Raises:
+        ConfigError: what is stale cannot be told, or the store is from a newer phi4d.
+        EnvironmentFault: it cannot be done now, or not by this user.
+    """
+    outcome = Outcome()
+    for begin in range(0, max(len(order.paths), 1), PATHS):
+        answer = control.ask(
+            config.control_path,
+            order.name,
+            replace(order, paths=order.paths[begin : begin + PATHS]).fields(),
+            timeout_s=ANSWER_SECONDS,
+        )
+        if answer is None:
+            rest = replace(order, paths=order.paths[begin:])
+            return outcome + _carry_out(rest, config), False
+        outcome += Outcome.of(answer)
+    return outcome, True
+
+
+def _carry_out(order: Order, config: Config) -> Outcome:
+    """Where no daemon runs: in the store itself, which no daemon can open meanwhile."""
+    path = config.store_path
+    try:
+        owner = os.stat(path).st_uid
+    except FileNotFoundError:
+        raise EnvironmentFault(
+            f"{path}: there is no store; phi4d has not run with this configuration (state_dir)"
+        ) from None
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{path}: cannot be read: {error.strerror}; be the daemon's user, or in its group"
+        ) from error
+    if not os.access(path, os.W_OK, effective_ids=True):
+        raise EnvironmentFault(
+            f"{path}: no daemon runs, and this user may not write its store; be its user "
+            f"({_user(owner)}), or start the daemon"
+        )
+    held = config.state_dir / "lock"
+    try:
+        only = lock.Lock(held)
+    except ConfigError as error:
+        if (pid := lock.holder(held)) is None:
+            raise
+        raise EnvironmentFault(
+            f"{config.control_path}: the daemon (pid {pid}) takes no orders; it is just starting "
+            "or stopping, or its log says why: try again"
+        ) from error
+    try:
+        with Store(path) as store:
+            name = model_name(config) if order.stale else ""
+            return again.carry_out(order, store, config.inboxes(), again.todays(config, name))
+    finally:
+        only.release()
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def told(order: Order, outcome: Outcome, *, daemon: bool) -> Iterator[str]:
+    """What an order brought about, in lines for people; what was left out is not among them."""
+    files = "1 file" if outcome.taken == 1 else f"{outcome.taken:,} files"
+    if order.dry_run:
+        yield f"{files} would be done anew"
+    elif outcome.taken and daemon:
+        yield f"{files} taken up"
+    elif outcome.taken:
+        yield f"{files} will be taken up when phi4d runs; it does not run now"
+    elif not outcome.left:
+        wanted = "failed, or waits for its next try"
+        if order.anew:
+            wanted = "is stale" if order.stale else "is done"
+        yield f"nothing {wanted}"
+    yield from (f"  {name}" for name in outcome.first)
+    if outcome.taken > len(outcome.first):
+        yield f"  … and {outcome.taken - len(outcome.first):,} more"
