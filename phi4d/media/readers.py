@@ -136,6 +136,7 @@ def _libav(file: BinaryIO, head: bytes) -> Source:
 
     def blocks() -> Iterator[tuple[int, Samples]]:
         packets = bad = 0
+        packer = _Packer()
         with container:
             for packet in container.demux(stream):
                 packets += 1
@@ -151,10 +152,36 @@ def _libav(file: BinaryIO, head: bytes) -> Source:
                 for frame in frames:
                     if frame.time is not None:
                         opened.reached_s = frame.time + frame.samples / frame.sample_rate
-                    yield frame.sample_rate, _mono(frame)
+                    for packed in packer.packed(frame):
+                        yield packed.sample_rate, _mono(packed)
 
     opened.blocks = blocks()
     return opened
+
+
+class _Packer:
+    """Puts frames of many channels into one plane.
+
+    FFmpeg has the first eight planes of a frame in an array of eight, and PyAV (18.1) looks for
+    their end behind it: with eight channels, as 7.1 has, or more, ``to_ndarray`` takes whatever it
+    finds there for a plane, and crashes.
+    """
+
+    def __init__(self) -> None:
+        self._resampler: av.AudioResampler | None = None
+        self._takes = ("", "", 0)
+
+    def packed(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
+        """The frame, changed only if it must be; neither samples nor their order change."""
+        if not frame.format.is_planar or frame.layout.nb_channels < 8:
+            return [frame]
+        takes = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if self._resampler is None or takes != self._takes:
+            self._takes = takes
+            self._resampler = av.AudioResampler(
+                frame.format.packed, frame.layout, frame.sample_rate
+            )
+        return self._resampler.resample(frame)
 
 
 def _mono(frame: av.AudioFrame) -> Samples:

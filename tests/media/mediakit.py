@@ -80,7 +80,7 @@ def encoded(
     codec_options: dict[str, str] | None = None,
 ) -> Path:
     """A recording, or a video with or without sound, written by FFmpeg's encoders."""
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
+    layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1", 16: "hexadecagonal"}[samples.shape[1]]
     with av.open(str(path), "w", format=container, options=container_options or {}) as out:
         moving = out.add_stream("mpeg4", rate=10) if video else None
         stream = out.add_stream(codec, rate=rate, layout=layout) if sound else None
@@ -94,8 +94,8 @@ def encoded(
             out.mux(moving.encode(None))
         if stream is not None:
             for start in range(0, len(samples), 1024):
-                block = np.ascontiguousarray(samples[start : start + 1024].T)
-                frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+                block = samples[start : start + 1024].reshape(1, -1)
+                frame = av.AudioFrame.from_ndarray(block, format="flt", layout=layout)
                 frame.sample_rate, frame.pts = rate, start
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))

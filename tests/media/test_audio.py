@@ -84,6 +84,8 @@ FFMPEG = [
     ("a.webm", "libopus", "webm", 48_000, 2),
     ("a.mka", "flac", "matroska", 44_100, 2),
     ("a.mka", "aac", "matroska", 48_000, 6),
+    ("a.mka", "aac", "matroska", 48_000, 8),
+    ("a.mp4", "aac", "mp4", 48_000, 16),
     ("a.aac", "aac", "adts", 44_100, 2),
     ("a.wma", "wmav2", "asf", 44_100, 2),
     ("a.amr", "libopencore_amrnb", "amr", 8_000, 1),
