@@ -6,7 +6,7 @@ usage: python tests/fake_daemon.py CONFIG [once] [slow] [lost]
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 
@@ -15,7 +15,18 @@ from phi4d.config import Config
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine, describe
 from phi4d.errors import DeviceLost
-from phi4d.job import Request
+from phi4d.job import Completion, Request
+
+
+class Forgetful(FakeEngine):
+    """Nobody can ask another process for its engine's calls, and they hold all media."""
+
+    def generate(
+        self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
+    ) -> list[Completion]:
+        answers = super().generate(requests, on_step=on_step)
+        self.calls.clear()
+        return answers
 
 
 def answer(request: Request) -> str:
@@ -29,7 +40,7 @@ def engines(settled: Config) -> Iterator[Engine]:
     # "slow": the gate never opens, so that there is always work under way
     gate = Event() if "slow" in sys.argv else None
     for device in settled.device.split(","):
-        yield FakeEngine(device=device, gate=gate, answer=answer)
+        yield Forgetful(device=device, gate=gate, answer=answer)
 
 
 if __name__ == "__main__":
