@@ -18,7 +18,20 @@ import phi4d
 PACKAGE = Path(phi4d.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "errors", "job", "demo"}),
-    frozenset({"config", "control", "ladder", "lock", "log", "notify", "settle", "slots"}),
+    frozenset(
+        {
+            "config",
+            "control",
+            "ladder",
+            "lock",
+            "log",
+            "notices",
+            "notify",
+            "settle",
+            "signals",
+            "slots",
+        }
+    ),
     frozenset(
         {"inbox", "store", "scheduler", "media", "engine", "outputs", "paths", "status", "task"}
     ),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi4d.config import Config, Inbox
-from phi4d.doctor.check import Check, fail, gb, ok, warn
+from phi4d.doctor.check import Check, Status, fail, gb, ok, warn
 from phi4d.errors import Phi4dError
 from phi4d.job import printable
 from phi4d.outputs import atomic
@@ -79,6 +79,19 @@ def outboxes(boxes: Sequence[Inbox]) -> Iterator[Check]:
         root = box.outbox_root()
         if root != box.path or os.path.lexists(root):  # an inbox that is missing is not made
             yield writable(f"outbox {box.name}", root, "outbox")
+
+
+def originals(boxes: Sequence[Inbox]) -> Iterator[Check]:
+    """Whether source files can be moved and deleted, where an inbox wants it."""
+    for box in boxes:
+        for key in ("done_dir", "failed_dir"):
+            folder = getattr(box, key)
+            if folder is not None:
+                yield writable(f"{key} {box.name}", folder, key)
+        if (box.originals != "leave" or box.failed_dir) and box.path.is_dir():
+            check = writable(f"originals {box.name}", box.path, "path")
+            if check.status is not Status.OK:
+                yield check
 
 
 def writable(name: str, folder: Path, key: str) -> Check:
