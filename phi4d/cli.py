@@ -127,6 +127,9 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Watch the inboxes and write sidecars to the outboxes, until SIGTERM or Ctrl-C."""
+    from phi4d import signals
+
+    signals.block()  # before anything that starts threads is imported
     options = _options(settings, model_path=model_path, device=device, debug=debug or None)
     if inbox is not None:
         with contextlib.suppress(OSError):  # if it cannot be made, the daemon says so, and waits

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from phi4d import again, control, status
-from phi4d.config import Config
+from phi4d import again, control, signals, status
+from phi4d.config import Config, Inbox
 from phi4d.engine import Engine
 from phi4d.errors import (
     EXIT_DEVICE,
@@ -23,19 +23,21 @@ from phi4d.errors import (
     EnvironmentFault,
     Stopped,
 )
-from phi4d.inbox import Watcher, roots
+from phi4d.inbox import Root, Watcher
 from phi4d.job import Arrival, Job, Kind, Result, Sampling, display_name
-from phi4d.loading import STOP_SIGNALS, make_engines_when_free, model_name
+from phi4d.loading import locate, make_engines_when_free
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
-from phi4d.media.probe import inspect, kind_of
+from phi4d.media.probe import kind_of
+from phi4d.notices import Notices
 from phi4d.notify import notify, watchdog_seconds
-from phi4d.outputs import atomic
+from phi4d.outputs import atomic, told
 from phi4d.scheduler import Pauses
+from phi4d.signals import STOP_SIGNALS
 from phi4d.slots import Slots
 from phi4d.store import Store
 from phi4d.task import Rule
-from phi4d.worker import Worker
+from phi4d.worker import Originals, Surroundings, Worker
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +67,12 @@ def make_workers(
     rules: Mapping[str, Rule],
     pauses: Pauses,
     on_result: Callable[[Job, Result | None, str], None] | None,
+    originals: Originals | None = None,
+    surroundings: Surroundings | None = None,
 ) -> list[Worker]:
     """A worker for each engine, as the configuration has it; none is started."""
     slots = Slots([engine.device for engine in engines])
+    originals = originals or Originals(store, rules)
     return [
         Worker(
             engine,
@@ -76,10 +81,14 @@ def make_workers(
             rules,
             pauses,
             slots,
+            originals,
+            surroundings or Surroundings(),
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
             sampling=Sampling(config.temperature, config.repetition_penalty, config.seed),
             max_attempts=config.max_attempts,
+            retry_seconds=config.retry_seconds,
+            reuse=config.reuse,
             ahead=config.decode_processes,
             on_result=on_result,
         )
@@ -108,6 +117,7 @@ class Daemon:
         self._on_result = on_result
         self._boxes = config.inboxes()
         self._pauses = Pauses(config.pause_seconds)
+        self._notices = Notices()
         self._engines: list[Engine] = []
         self._workers: list[Worker] = []
         self._watcher: Watcher | None = None
@@ -120,6 +130,8 @@ class Daemon:
         """what carries out the orders that come through the control socket, by their names"""
         self._cleanup = contextlib.ExitStack()
         self._hung = False
+        self._said = ""
+        self._outboxes = {box.name: os.fsencode(box.outbox_root()) for box in self._boxes}
         self._next_status = 0.0
 
     def start(self) -> None:
@@ -147,6 +159,7 @@ class Daemon:
         store = Store(config.store_path)
         self._cleanup.callback(store.close)
         self._store = store
+        store.forget_notices()
         self._make_outboxes()
         self._recover()
         self._take_orders()
@@ -189,12 +202,11 @@ class Daemon:
 
     def _recover(self) -> None:
         """Go on from where a killed daemon was."""
-        outboxes = {box.name: os.fsencode(box.outbox_root()) for box in self._boxes}
         jobs = self._store.recover()
         for folder in {
-            os.path.dirname(os.path.join(outboxes[job.inbox], job.path))
+            os.path.dirname(os.path.join(self._outboxes[job.inbox], job.path))
             for job in jobs
-            if job.inbox in outboxes
+            if job.inbox in self._outboxes
         }:
             atomic.sweep(folder)
         if jobs:
@@ -224,7 +236,9 @@ class Daemon:
         return self._again(again.Order.of(fields, anew=True)).fields()
 
     def _again(self, order: again.Order) -> again.Outcome:
-        model = self._engines[0].model if self._engines else model_name(self._config)
+        model = ""  # what is stale is told by it alone
+        if order.stale:
+            model = self._engines[0].model if self._engines else locate(self._config)[1]
         asked = again.todays(self._config, model)
         outcome = again.carry_out(order, self._store, self._boxes, asked)
         if outcome.taken and not order.dry_run:
@@ -234,18 +248,18 @@ class Daemon:
         return outcome
 
     def _start_watcher(self) -> None:
-        config = self._config
+        def of_kinds(kinds: tuple[str, ...]) -> Callable[[bytes], Kind | None]:
+            def kind(name: bytes) -> Kind | None:
+                found = kind_of(name)
+                return found if found in kinds else None
+
+            return kind
+
         self._watcher = Watcher(
-            roots(config),
+            [Root(box.name, os.fsencode(box.path), of_kinds(box.kinds)) for box in self._boxes],
             self._take_in,
-            known=self._store.known,
-            inspect=inspect,
-            by_name=kind_of,
-            notice=self._note,
-            settle_seconds=config.settle_seconds,
-            settle_max=config.settle_max,
-            rescan_seconds=config.rescan_seconds,
-            poll_seconds=config.poll_seconds,
+            settle_seconds=self._config.settle_seconds,
+            rescan_seconds=self._config.rescan_seconds,
         )
         self._watcher.start()
         while not self._watcher.armed.wait(TICK_SECONDS):
@@ -254,32 +268,36 @@ class Daemon:
 
     def _start_workers(self, pool: DecodePool) -> None:
         config = self._config
-        rules = {
-            box.name: Rule(
-                os.fsencode(box.path),
-                os.fsencode(box.outbox_root()),
-                {kind: config.prompt(box, kind) for kind in Kind},
-            )
-            for box in self._boxes
-        }
+        rules = {box.name: _rule(config, box) for box in self._boxes}
         self._workers = make_workers(
-            config, self._engines, self._store, pool, rules, self._pauses, self._on_result
+            config,
+            self._engines,
+            self._store,
+            pool,
+            rules,
+            self._pauses,
+            self._on_result,
+            Originals(self._store, rules, self._notices),
+            Surroundings(),
         )
         for worker in self._workers:
             worker.start()
 
-    def _note(self, inbox: str, text: str | None) -> None:
-        try:
-            self._store.notice(inbox, "watch", text)
-        except EnvironmentFault as fault:  # it was logged; only the status does not have it
-            log.debug("%s", fault)
-
     def _take_in(self, found: list[Arrival]) -> None:
-        """Files that are complete become jobs, if they are not already."""
-        new = self._store.add(found)
-        if new:
-            names = [display_name(f.inbox, f.path) for f in found]
-            log.debug("queued %d of %d: %s", new, len(found), ", ".join(names[:5]))
+        """Files that are complete become jobs; those that have their sidecars already are done."""
+        done, new = [], []
+        for file in found:
+            known = told.read(self._outboxes[file.inbox], file.path)
+            if known is not None and known.is_about(file.fingerprint):
+                content = bytes.fromhex(known.content) if known.reusable else None
+                done.append((file, content, known.question))
+            else:
+                new.append(file)
+        if done and (n := self._store.adopt(done)):
+            log.info("%d files have their sidecars already", n)
+        if self._store.add(new):
+            names = [display_name(f.inbox, f.path) for f in new]
+            log.debug("queued %d: %s", len(names), ", ".join(names[:5]))
             for worker in self._workers:
                 worker.wake()
 
@@ -292,13 +310,26 @@ class Daemon:
         Returns:
             An exit code when the daemon must stop, else None.
         """
-        now = time.monotonic()
+        try:
+            return self._tick(time.monotonic(), once=once)
+        except EnvironmentFault as fault:
+            self._say_once(str(fault))
+            return None
+
+    def _say_once(self, words: str) -> None:
+        if self._said != words:
+            self._said = words
+            log.warning("%s", words)
+
+    def _tick(self, now: float, *, once: bool) -> int | None:
         dead = [worker for worker in self._workers if not worker.is_alive()]
         if dead or self._watcher is None or not self._watcher.is_alive():
             log.error("%s ended; phi4d stops", dead[0].name if dead else "the watcher")
             lost = any(isinstance(worker.error, DeviceLost) for worker in dead)
             return EXIT_DEVICE if lost else EXIT_FAILURE
         self._feed_watchdog(now)
+        self._notices.say_all("outbox", self._pauses.reasons())
+        self._notices.flush(self._store.notice)
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
             notify("STATUS=" + status.line(self._store.counts(), list(self._pauses.reasons())))
@@ -306,8 +337,11 @@ class Daemon:
             names = [box.name for box in self._boxes]
             paused = self._pauses.paused(now)
             if not self._store.busy([name for name in names if name not in paused]):
+                blocked = self._store.blocked(names)
+                for job, reason in blocked:
+                    log.error("%s still waits: %s", display_name(job.inbox, job.path), reason)
                 if not self._store.busy(names):
-                    return EXIT_OK
+                    return EXIT_LATER if blocked else EXIT_OK
                 for name, reason in self._pauses.reasons().items():
                     log.error('inbox "%s" still waits: %s', name, reason)
                 return EXIT_LATER
@@ -348,6 +382,18 @@ class Daemon:
         self._cleanup.close()
 
 
+def _rule(config: Config, box: Inbox) -> Rule:
+    """What a worker must know of an inbox."""
+    return Rule(
+        os.fsencode(box.path),
+        os.fsencode(box.outbox_root()),
+        {kind: config.prompt(box, kind) for kind in Kind},
+        box.originals,
+        os.fsencode(box.done_dir) if box.done_dir else None,
+        os.fsencode(box.failed_dir) if box.failed_dir else None,
+    )
+
+
 def run(config: Config, *, once: bool = False, daemon: Daemon | None = None) -> int:
     """Run the daemon until a signal, or until the work is done. To be called in the main thread.
 
@@ -357,8 +403,7 @@ def run(config: Config, *, once: bool = False, daemon: Daemon | None = None) -> 
     Raises:
         ConfigError: something that was configured cannot be used.
     """
-    # the signals are fetched by sigtimedwait: no handler runs at an awkward moment
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signals.block()
     daemon = daemon or Daemon(config)
     try:
         daemon.start()

@@ -226,6 +226,11 @@ class Result:
     reduced: str = ""
     """what the model was given less of than usual, and why; empty: nothing"""
 
+    @property
+    def is_whole(self) -> bool:
+        """Neither cut at the token limit nor reduced: good for any file with the same bytes."""
+        return self.finish_reason is FinishReason.STOP and not self.reduced
+
 
 def question(kind: Kind, model: str, prompt: str, sampling: Sampling) -> bytes:
     """What decides the answer to a file's bytes, as one hash (SHA-256).

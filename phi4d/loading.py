@@ -22,10 +22,10 @@ from phi4d.engine.placement import wants_gpus
 from phi4d.engine.plan import Slot, Wishes, plan
 from phi4d.errors import EnvironmentFault, Stopped
 from phi4d.notify import notify
+from phi4d.signals import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 LOOK_SECONDS = 0.2  # how often a signal to stop is looked for while loading
 BUSY_SECONDS = 30.0  # how often it is looked whether a full device has room
 QUIET_SECONDS = 5.0  # files that follow each other faster are not told one by one in the log
@@ -102,19 +102,13 @@ def locate(config: Config) -> tuple[Path, str]:
     Raises:
         ConfigError: it is not here.
     """
-    name = model_name(config)
     if config.model_path == demo.MODEL_PATH:
-        return demo.CHECKPOINT, name
-    return hub.resolve(config.model_path, config.revision, config.cache_dir), name
-
-
-def model_name(config: Config) -> str:
-    """What the configured model is called in the sidecars, whether it is here or not."""
-    model = config.model_path
-    if model == demo.MODEL_PATH:
-        return demo.NAME
-    # a hub's model lies in a folder that is named by a hash
-    return model if hub.is_remote(model) else Path(model).expanduser().resolve().name
+        return demo.CHECKPOINT, demo.NAME
+    folder = hub.resolve(config.model_path, config.revision, config.cache_dir)
+    if hub.is_remote(config.model_path):
+        # it lies in a folder that is named by the commit; another commit is another model
+        return folder, f"{config.model_path}@{folder.name[:8]}"
+    return folder, folder.resolve().name
 
 
 def wishes_of(config: Config) -> Wishes:

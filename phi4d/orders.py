@@ -11,7 +11,7 @@ from phi4d import again, control, lock
 from phi4d.again import Order, Outcome
 from phi4d.config import Config
 from phi4d.errors import ConfigError, EnvironmentFault
-from phi4d.loading import model_name
+from phi4d.loading import locate
 from phi4d.store import Store
 
 ANSWER_SECONDS = 600.0  # a million files take some 20 s here
@@ -73,7 +73,7 @@ def _carry_out(order: Order, config: Config) -> Outcome:
         ) from error
     try:
         with Store(path) as store:
-            name = model_name(config) if order.stale else ""
+            name = locate(config)[1] if order.stale else ""
             return again.carry_out(order, store, config.inboxes(), again.todays(config, name))
     finally:
         only.release()

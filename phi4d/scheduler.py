@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,18 @@ from dataclasses import dataclass
 from phi4d.job import Job, Kind
 
 LONGEST_PAUSE_SECONDS = 300.0
+LONGEST_WAIT_SECONDS = 300.0
+
+
+def backoff(waits: int, first: float) -> float:
+    """Seconds until the next try: doubled each time, varied by a fifth, so not all come at once.
+
+    Args:
+        waits: how often was waited before.
+        first: seconds of the first wait.
+    """
+    seconds = min(first * 2.0 ** min(waits, 30), LONGEST_WAIT_SECONDS)
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 -- no secret
 
 
 def pick(waiting: Sequence[Job], capacity: Mapping[Kind, int]) -> list[Job]:

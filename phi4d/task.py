@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from phi4d.job import (
     GREEDY,
@@ -35,6 +36,16 @@ class Rule:
     outbox: bytes
     """the root of the sidecars"""
     prompts: Mapping[Kind, str]
+    originals: Literal["leave", "move", "delete"] = "leave"
+    """what becomes of a file that is done"""
+    done_dir: bytes | None = None
+    """where files that are done are moved"""
+    failed_dir: bytes | None = None
+    """where files that are at fault are moved; None: they stay"""
+
+    def source(self, job: Job) -> bytes:
+        """Where a job's file is."""
+        return os.path.join(self.path, job.path)
 
 
 @dataclass(slots=True)
@@ -58,12 +69,18 @@ class Task:
     """pieces that were given out and have no answer yet"""
     reduced: str = ""
     """what the model is given less of than usual, and why; empty: nothing"""
+    question: bytes = b""
+    """see `phi4d.job.question`"""
+    digest: str = ""
+    """SHA-256 of the file's bytes, in hexadecimal, once it was read"""
+    answered: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    """digests of which the answer is known, with the inbox and path of a file that has it"""
     _answers: list[tuple[float, float, Completion]] = field(default_factory=list)
 
     @property
     def source(self) -> bytes:
         """Where the file is."""
-        return os.path.join(self.rule.path, self.job.path)
+        return self.rule.source(self.job)
 
     @property
     def name(self) -> str:

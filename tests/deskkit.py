@@ -31,6 +31,8 @@ class Desk:
         self.pool = pool
         self.store = Store(folder / "jobs.sqlite3")
         self.pauses = Pauses(0.01)
+        self.rule: dict[str, Any] = {}
+        """more of the inbox's rule, such as what becomes of originals"""
         self.prompts = {Kind.IMAGE: "Describe.", Kind.AUDIO: "Transcribe."}
         self.ended: list[tuple[Job, Result | None, str]] = []
         self.workers: list[Worker] = []
@@ -56,8 +58,12 @@ class Desk:
     def start_all(self, engines: Sequence[Engine], **options: Any) -> list[Worker]:
         """A worker for each engine; they are in `workers` before the first begins."""
         rules = {
-            "in": Rule(os.fsencode(self.inbox), os.fsencode(self.outbox), self.prompts),
+            "in": Rule(
+                os.fsencode(self.inbox), os.fsencode(self.outbox), self.prompts, **self.rule
+            ),
         }
+        options.setdefault("retry_seconds", 0.001)
+        options.setdefault("reuse", False)  # many tests' files are the same
         slots = Slots([engine.device for engine in engines])
         shared = (self.store, self.pool, rules, self.pauses, slots)
         self.workers = [

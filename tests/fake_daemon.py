@@ -5,10 +5,15 @@ usage: python tests/fake_daemon.py CONFIG [once] [slow] [lost]
 
 from __future__ import annotations
 
+# ruff: noqa: E402 -- signals are blocked before numpy starts threads
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
+
+from phi4d import signals
+
+signals.block()
 
 from phi4d import config, daemon, log
 from phi4d.config import Config

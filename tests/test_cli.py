@@ -261,6 +261,7 @@ class TestProcess:
         assert done.stderr.startswith(f"phi4d: {bad}: ")
         assert "failed" not in done.stderr
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+            "bad.jpg.error.json",
             f"{picture.name}.json",
             f"{picture.name}.txt",
         ]

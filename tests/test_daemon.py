@@ -279,7 +279,8 @@ class TestOrders:
             answers.extend([ask("retry"), ask("rescan"), ask("regenerate", stale=True)])
             yield FakeEngine()
 
-        opened = Daemon(configuration.load(config=write_config(), environ={}), engines=engines)
+        config = write_config(f'model_path = "{tmp_path}"')
+        opened = Daemon(configuration.load(config=config, environ={}), engines=engines)
         try:
             opened.start()
         finally:
@@ -357,7 +358,8 @@ class TestSignals:
         with running(write_config(), "once") as process:
             assert process.wait(WAIT_SECONDS) == 0
         assert counts(tmp_path / "state") == {"done": 10, "failed": 1}
-        assert len(sidecars(tmp_path / "out")) == 20
+        assert len(sidecars(tmp_path / "out")) == 21  # two each, and why one failed
+        assert (tmp_path / "out/bad.jpg.error.json").exists()
 
     def test_once_says_what_had_to_wait(
         self, write_config: Callable[..., Path], tmp_path: Path, make_picture: Callable[..., Path]

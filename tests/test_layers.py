@@ -18,7 +18,20 @@ import phi4d
 PACKAGE = Path(phi4d.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"__init__", "errors", "job", "demo"}),
-    frozenset({"config", "control", "ladder", "lock", "log", "notify", "slots"}),
+    frozenset(
+        {
+            "config",
+            "control",
+            "ladder",
+            "lock",
+            "log",
+            "notices",
+            "notify",
+            "settle",
+            "signals",
+            "slots",
+        }
+    ),
     frozenset(
         {"inbox", "store", "scheduler", "media", "engine", "outputs", "paths", "status", "task"}
     ),
@@ -40,7 +53,7 @@ FENCES = {
         "huggingface_hub",
     },
     "media": {"PIL", "pillow_heif", "av", "soundfile", "soxr", "onnxruntime"},
-    "inbox": {"inotify_simple", "pathspec"},
+    "inbox": {"watchdog"},
     "store": {"sqlite3"},
     "config": {"pydantic", "platformdirs"},
     "oneshot": {"httpx"},
@@ -196,7 +209,7 @@ def modules_after(code: str, *arguments: str) -> set[str]:
 def test_the_command_line_is_light_to_import():
     loaded = modules_after("import sys, phi4d.cli; print(*sys.modules)")
     assert "phi4d.cli" in loaded
-    assert loaded & (HEAVY | {"pydantic", "inotify_simple", "httpx", "sqlite3"}) == set()
+    assert loaded & (HEAVY | {"pydantic", "watchdog", "httpx", "sqlite3"}) == set()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +217,7 @@ def test_the_command_line_is_light_to_import():
     [["--help"], ["--version"], ["run", "--help"], ["process", "--help"], ["model", "--help"]],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]):
-    assert loaded_by(*arguments) & (HEAVY | {"inotify_simple", "httpx"}) == set()
+    assert loaded_by(*arguments) & (HEAVY | {"watchdog", "httpx"}) == set()
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["regenerate", "--stale"]])
@@ -222,5 +235,5 @@ def test_what_asks_the_store_loads_nothing_heavy(tmp_path: Path, arguments: list
     # when
     loaded = loaded_by(*arguments, "--config", str(tmp_path / "phi4d.toml"))
     # then
-    assert loaded & (HEAVY | {"inotify_simple", "httpx"}) == set()
+    assert loaded & (HEAVY | {"watchdog", "httpx"}) == set()
     assert {"phi4d", "sqlite3"} <= loaded

@@ -196,8 +196,8 @@ def test_the_wishes_are_the_configuration_s():
 def test_a_model_is_called_by_its_hubs_name_or_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("phi4d.engine.hub.resolve", lambda *_: tmp_path / "0123abcd")
-    assert loading.locate(Config())[1] == "microsoft/Phi-4-multimodal-instruct"
+    monkeypatch.setattr("phi4d.engine.hub.resolve", lambda *_: tmp_path / "0123456789abcdef")
+    assert loading.locate(Config())[1] == "microsoft/Phi-4-multimodal-instruct@01234567"
     assert loading.locate(Config(model_path="demo")) == (demo.CHECKPOINT, demo.NAME)
     monkeypatch.undo()
     (tmp_path / "phi").mkdir()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phi4d.job import Fingerprint, Job, Kind
-from phi4d.scheduler import LONGEST_PAUSE_SECONDS, Pauses, pick
+from phi4d.scheduler import LONGEST_PAUSE_SECONDS, Pauses, backoff, pick
 
 
 def job(n: int, kind: Kind = Kind.IMAGE, attempts: int = 0) -> Job:
@@ -79,3 +80,13 @@ class TestPauses:
         assert not pauses.on_trial("in")
         assert pauses.pause("in", "x", 1.0)
         assert pauses.paused(5.9) == ["in"]
+
+
+class TestBackoff:
+    @pytest.mark.parametrize(
+        ("waits", "seconds"), [(0, 5), (1, 10), (3, 40), (6, 300), (10_000, 300)]
+    )
+    def test_it_doubles_up_to_minutes_and_varies(self, waits: int, seconds: float) -> None:
+        drawn = [backoff(waits, 5.0) for _ in range(200)]
+        assert all(0.8 * seconds <= wait <= 1.2 * seconds for wait in drawn)
+        assert max(drawn) - min(drawn) > 0.2 * seconds

@@ -101,6 +101,7 @@ def _places(config: Config) -> Iterator[Check]:
     trees = [folders.walk(box.path) for box in boxes]
     yield from folders.inboxes(boxes, trees)
     yield from folders.outboxes(boxes)
+    yield from folders.originals(boxes)
     yield folders.watches(trees)
     yield folders.writable("state_dir", config.state_dir, "state_dir")
     yield from folders.disks(config)

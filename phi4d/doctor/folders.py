@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phi4d.config import Config, Inbox
-from phi4d.doctor.check import Check, fail, gb, ok, warn
+from phi4d.doctor.check import Check, Status, fail, gb, ok, warn
 from phi4d.errors import Phi4dError
 from phi4d.job import printable
 from phi4d.outputs import atomic
@@ -16,8 +16,6 @@ from phi4d.outputs import atomic
 LOW_BYTES, NO_BYTES = 10**9, 50 * 10**6
 """of disk; a sidecar has a few kB, the store a kB for each file"""
 LOW_INODES = 10_000
-LOW_INSTANCES = 16
-"""of inotify, which all of a user's programs share; a desktop takes some dozens"""
 INOTIFY = Path("/proc/sys/fs/inotify")
 
 
@@ -83,6 +81,19 @@ def outboxes(boxes: Sequence[Inbox]) -> Iterator[Check]:
             yield writable(f"outbox {box.name}", root, "outbox")
 
 
+def originals(boxes: Sequence[Inbox]) -> Iterator[Check]:
+    """Whether source files can be moved and deleted, where an inbox wants it."""
+    for box in boxes:
+        for key in ("done_dir", "failed_dir"):
+            folder = getattr(box, key)
+            if folder is not None:
+                yield writable(f"{key} {box.name}", folder, key)
+        if (box.originals != "leave" or box.failed_dir) and box.path.is_dir():
+            check = writable(f"originals {box.name}", box.path, "path")
+            if check.status is not Status.OK:
+                yield check
+
+
 def writable(name: str, folder: Path, key: str) -> Check:
     """Whether a folder can be written, or made; nothing is left there."""
     if folder.is_dir():
@@ -108,7 +119,7 @@ def watches(trees: Sequence[Tree], limits: Path = INOTIFY) -> Check:
     """Whether the kernel's limits allow a watch on each folder below the inboxes.
 
     Args:
-        trees: the inboxes'; each folder takes a watch, all together an instance.
+        trees: the inboxes'; each takes an instance, and a watch for each folder.
         limits: the folder of the kernel's files.
     """
     name = "inotify"
@@ -120,14 +131,14 @@ def watches(trees: Sequence[Tree], limits: Path = INOTIFY) -> Check:
         return warn(
             name,
             f"{limits} cannot be read ({error}), so folders may go unwatched",
-            "use a Linux with inotify; without it files are found every poll_seconds",
+            "use a Linux with inotify; without it files are found every rescan_seconds",
         )
     found = f"{_count(wanted, 'folder')} to watch; {most} watches and {instances} instances allowed"
     # each user's programs share the limits: an editor or a file synchroniser takes thousands
     if wanted > most // 2:
         return warn(name, found, f"sysctl -w fs.inotify.max_user_watches={max(4 * wanted, 524288)}")
-    if instances < LOW_INSTANCES:
-        return warn(name, found, f"sysctl -w fs.inotify.max_user_instances={LOW_INSTANCES}")
+    if len(trees) > instances // 2:
+        return warn(name, found, f"sysctl -w fs.inotify.max_user_instances={4 * len(trees)}")
     return ok(name, found)
 
 

@@ -56,8 +56,7 @@ class Told:
     @property
     def reusable(self) -> bool:
         """Whether another file with the same bytes would be given this very answer."""
-        whole = self.result.finish_reason is FinishReason.STOP and not self.result.reduced
-        return whole and bool(self.content)
+        return self.result.is_whole and bool(self.content)
 
 
 def read(outbox: bytes, path: bytes) -> Told | None:

@@ -10,6 +10,7 @@ from phi4d.config import Config, Inbox
 from phi4d.doctor import folders
 from phi4d.doctor.check import Status
 from phi4d.doctor.folders import Tree
+from phi4d.errors import EnvironmentFault
 
 
 def box(path: Path, outbox: Path | str = "beside") -> Inbox:
@@ -63,6 +64,35 @@ class TestInboxes:
         (check,) = folders.inboxes([], [])
 
         assert (check.status, "[[inbox]]" in check.advice) == (Status.WARN, True)
+
+
+class TestOriginals:
+    def test_where_they_stay_nothing_is_asked(self, tmp_path: Path) -> None:
+        assert list(folders.originals([box(tmp_path)])) == []
+
+    def test_where_they_go_must_be_writable_and_so_must_the_inbox(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        inbox = Inbox(
+            path=str(tmp_path),
+            outbox="beside",
+            originals="move",
+            done_dir=str(tmp_path / "done"),
+            failed_dir=str(tmp_path / "failed"),
+        )
+        found = list(folders.originals([inbox]))
+        assert [(check.check, check.status) for check in found] == [
+            (f"done_dir {tmp_path.name}", Status.OK),
+            (f"failed_dir {tmp_path.name}", Status.OK),
+        ]
+
+        def refused(folder: bytes) -> None:
+            raise EnvironmentFault("/in: cannot be written: Permission denied; give access")
+
+        monkeypatch.setattr(folders.atomic, "probe", refused)
+        check = list(folders.originals([inbox]))[-1]
+        assert (check.check, check.status) == (f"originals {tmp_path.name}", Status.FAIL)
+        assert "give access" in check.advice
 
 
 class TestWritable:
@@ -135,7 +165,7 @@ class TestWatches:
         [
             ([Tree(5000)], 8192, 128, "sysctl -w fs.inotify.max_user_watches=524288"),
             ([Tree(400_000)], 524_288, 128, "sysctl -w fs.inotify.max_user_watches=1600000"),
-            ([Tree(1)], 8192, 4, "sysctl -w fs.inotify.max_user_instances=16"),
+            ([Tree(1)] * 70, 8192, 128, "sysctl -w fs.inotify.max_user_instances=280"),
         ],
     )
     def test_limits_that_are_low_for_so_many_folders(

@@ -278,11 +278,11 @@ class TestSurroundings:
         desk.add(make_picture(desk.inbox / "a.png"))
         real, refusals = desk.store.finish, [1]
 
-        def finish(job: Job) -> bool:
+        def finish(job: Job, **options: Any) -> bool:
             if refusals:
                 refusals.pop()
                 raise EnvironmentFault("the store cannot be written: disk full")
-            return real(job)
+            return real(job, **options)
 
         desk.store.finish = finish  # type: ignore[method-assign]
         desk.start(FakeEngine())
@@ -554,7 +554,7 @@ class TestMemory:
 
 def tell_of_waiting(worker: Worker) -> threading.Event:
     """An event that is set whenever somebody waits at the gate of a worker's device."""
-    waiting, real = threading.Event(), worker._gate.enter
+    waiting, real = threading.Event(), worker._asking._gate.enter
 
     def enter(*, alone: bool, on_wait: Callable[[], None]) -> Any:
         def wait() -> None:
@@ -563,7 +563,7 @@ def tell_of_waiting(worker: Worker) -> threading.Event:
 
         return real(alone=alone, on_wait=wait)
 
-    worker._gate.enter = enter  # type: ignore[method-assign, assignment]
+    worker._asking._gate.enter = enter  # type: ignore[method-assign, assignment]
     return waiting
 
 
@@ -614,7 +614,7 @@ class TestLostDevice:
         self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
-        monkeypatch.setattr("phi4d.worker.pick", lambda waiting, capacity: list(waiting))
+        monkeypatch.setattr("phi4d.worker.thread.pick", lambda waiting, capacity: list(waiting))
         worker = desk.start(FakeEngine(failures={2: self.LOST}), batch_size=1)
         worker.join(WAIT_SECONDS)
         assert self.waiting(desk) == [("1.png", 1, 1), ("2.png", 0, 0)]
@@ -693,7 +693,7 @@ class TestStop:
         self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
-        monkeypatch.setattr("phi4d.worker.pick", lambda waiting, capacity: list(waiting))
+        monkeypatch.setattr("phi4d.worker.thread.pick", lambda waiting, capacity: list(waiting))
         engine = FakeEngine(gate=threading.Event())
         worker = desk.start(engine, batch_size=1)
         assert engine.entered.wait(WAIT_SECONDS)

@@ -1,0 +1,23 @@
+"""The worker room: the thread that takes jobs from claim to finish on one slot.
+
+`thread` takes and decodes, `asking` asks the engine within its memory, `endings` decides by whose
+fault something is what becomes of a job, `originals` does with source files what their inbox wants.
+It knows the engine's protocol, the store, the decode pool and the outputs; it never looks into an
+inbox and never reads a source file.
+"""
+
+from __future__ import annotations
+
+from phi4d.worker.asking import DEVICE_DEATHS
+from phi4d.worker.endings import DECODER_TRIES, Surroundings
+from phi4d.worker.originals import Originals
+from phi4d.worker.thread import LOOK_AHEAD, Worker
+
+__all__ = [
+    "DECODER_TRIES",
+    "DEVICE_DEATHS",
+    "LOOK_AHEAD",
+    "Originals",
+    "Surroundings",
+    "Worker",
+]

@@ -1,0 +1,170 @@
+"""Asking the engine, in as many calls as the memory of its device wants."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from phi4d.engine import Engine
+from phi4d.errors import DeviceError, DeviceLost, Stopped
+from phi4d.job import Kind, Piece
+from phi4d.ladder import Ladder, Rung, reduction, size, words
+from phi4d.slots import Slots
+from phi4d.task import Task
+from phi4d.worker.endings import Endings
+
+log = logging.getLogger(__name__)
+
+DEVICE_DEATHS = 3  # devices lost over one file alone, after which it is taken for the cause
+
+
+class Asking:
+    """What one worker asks of its engine.
+
+    Args:
+        engine: the slot's engine.
+        slots: all workers' slots.
+        endings: where jobs go that the device refuses, or is lost over.
+        stopping: set when the worker is to take nothing new.
+        beat: a sign of life, given at least once a token; may raise `Stopped`.
+        batch_size: requests in one call, at most.
+        max_new_tokens: tokens of one answer, at most.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        slots: Slots,
+        endings: Endings,
+        stopping: threading.Event,
+        beat: Callable[[], None],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+    ) -> None:
+        self._engine = engine
+        self._slots = slots
+        self._gate = slots.gate(engine.device)
+        self._ladder = Ladder(batch_size, shared=slots.shared(engine.device))
+        self._endings = endings
+        self._stopping = stopping
+        self._beat = beat
+        self._max_new_tokens = max_new_tokens
+
+    def capacity(self) -> Mapping[Kind, int]:
+        """How many files of each kind are worth taking at once."""
+        return self._ladder.capacity()
+
+    def batch(self, kind: Kind) -> int:
+        """How many requests of a kind one call takes now."""
+        return self._ladder.rung(kind).requests
+
+    def answer(self, ready: Sequence[tuple[Task, Piece]], then: Callable[[Task], None]) -> None:
+        """Ask about pieces of one kind, in as many calls of the engine as its memory wants.
+
+        A call that does not fit is repeated a rung lower, so that what was answered before is not
+        lost.
+
+        Args:
+            ready: pieces with their tasks.
+            then: called with each task of a call that was answered.
+
+        Raises:
+            Stopped: between two calls, because the worker is to stop.
+            DeviceLost: the jobs of the call are back in the queue, or given up.
+        """
+        waiting = [(task, piece) for task, piece in ready if not task.ended]
+        while waiting:
+            kind = waiting[0][0].job.kind
+            rung = self._ladder.rung(kind)
+            if kind is Kind.AUDIO and rung.size is not None:
+                waiting = [(t, part) for t, p in waiting for part in t.shorter(p, rung.size)]
+            call = waiting[: rung.requests]
+            too_much = self._ask(call, rung)
+            if too_much:
+                self._step_down(call, rung, too_much)
+            else:
+                waiting = waiting[len(call) :]
+                for task in _tasks(call):
+                    then(task)
+            waiting = [(task, piece) for task, piece in waiting if not task.ended]
+            if waiting and self._stopping.is_set():
+                raise Stopped("the daemon is stopping")
+
+    def _ask(self, call: Sequence[tuple[Task, Piece]], rung: Rung) -> str:
+        """One call of the engine, its answers taken.
+
+        A job that was started before and not finished has the device for itself: if it is lost,
+        this is why, and no other slot's job.
+
+        Returns:
+            Nothing, or in words that the device's memory was too small. Not the error itself: it
+            holds the frames of the call, and they its tensors, which the next call needs the room
+            of.
+
+        Raises:
+            DeviceLost: the jobs of the call are back in the queue, or given up.
+        """
+        fewer = rung.size if call[0][0].job.kind is Kind.IMAGE else None
+        requests = [task.request(piece, self._max_new_tokens, fewer) for task, piece in call]
+        alone = rung.alone or any(task.job.attempts > 1 for task, _ in call)
+        with self._gate.enter(alone=alone, on_wait=self._beat):
+            try:
+                completions = self._engine.generate(requests, on_step=self._beat)
+            except DeviceLost as error:
+                self._gate.shut()
+                self._blame(_tasks(call), str(error), alone=alone)
+                raise
+            except DeviceError as error:
+                return str(error)
+        for (task, piece), completion in zip(call, completions, strict=True):
+            task.answer(piece, completion)
+        return ""
+
+    def _blame(self, tasks: Sequence[Task], error: str, *, alone: bool) -> None:
+        """The device was lost over these: their attempts count, and one that was alone is marked.
+
+        Several come back one by one; then it shows which it was.
+        """
+        sole = len(tasks) == 1 and (alone or not self._slots.shared(self._engine.device))
+        for task in tasks:
+            if sole and task.job.deaths + 1 >= DEVICE_DEATHS:
+                self._endings.give_up(
+                    task,
+                    "file",
+                    "answer",
+                    f"the device was lost {DEVICE_DEATHS} times over it alone; look for its cause "
+                    f"in the kernel's log, or leave the file out. The last time: {error}",
+                )
+            else:
+                self._endings.put_back([task], count=True, died=sole)
+
+    def _step_down(self, call: Sequence[tuple[Task, Piece]], rung: Rung, error: str) -> None:
+        """The device's memory was too small for a call: ask for less, or refuse its job."""
+        kind = call[0][0].job.kind
+        asked = max(size(kind, piece.media) for _, piece in call)
+        if kind is Kind.IMAGE:
+            asked = min(asked, rung.size or self._engine.max_crops)
+        below = self._ladder.down(kind, len(call), asked)
+        if below is not None:
+            log.warning("%s; from now on %s", error, words(kind, below))
+            return
+        ((task, _),) = call
+        if self._slots.refuse(task.job.id, self._engine.device):
+            least = f" and with {reduction(kind, rung.size)}" if rung.size else ""
+            self._endings.give_up(
+                task,
+                "device",
+                "answer",
+                f"needs more memory than any device has, even alone{least}: give the device more, "
+                f'set quantization = "4bit", or make the file smaller ({error})',
+            )
+        else:
+            task.log.warning("%s: waits for another device: %s", task.name, error)
+            self._endings.put_back([task], count=False)
+
+
+def _tasks(call: Sequence[tuple[Task, Piece]]) -> list[Task]:
+    """The tasks that pieces belong to, each once."""
+    return list({id(task): task for task, _ in call}.values())

@@ -1,0 +1,295 @@
+"""What becomes of a job: done, failed, dropped, put off or put back. By whose fault decides it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from phi4d import outputs
+from phi4d.errors import DecoderDied, EnvironmentFault, FileChanged, FileError, SourceFault
+from phi4d.job import Fingerprint, Job, Result, State, printable
+from phi4d.outputs import atomic, told
+from phi4d.scheduler import Pauses, backoff
+from phi4d.slots import Slots
+from phi4d.store import Store
+from phi4d.task import Task
+from phi4d.worker.originals import Originals
+
+log = logging.getLogger(__name__)
+
+DECODER_TRIES = 2  # a file that kills its decode process so often is at fault
+STORE_SECONDS = 1.0  # how often a store that cannot be written is tried again
+
+
+def _no_fault(inbox: str) -> str | None:  # noqa: ARG001 -- nobody watches
+    return None
+
+
+def _nobody(inbox: str, path: bytes) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Whom a worker asks, and tells, about the inboxes."""
+
+    root_fault: Callable[[str], str | None] = _no_fault
+    """why an inbox folder cannot be used now; a file that is gone from one is not gone"""
+    changed: Callable[[str, bytes], None] = _nobody
+    """told of a file that is no longer the version that was queued"""
+
+
+class Endings:
+    """Decides for one worker what becomes of its jobs, and makes it durable.
+
+    Args:
+        store: where jobs go.
+        pauses: the inboxes that wait.
+        slots: which devices refused what.
+        originals: moves and deletes source files.
+        surroundings: who knows the inboxes.
+        stopping: set when the worker is to take nothing new.
+        alive: a sign of life, for while the store is waited for.
+        retry_seconds: the first wait of a job that is put off.
+        max_attempts: starts without an end after which a job is given up.
+        on_result: called after a job has ended, with its result if it was done.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        pauses: Pauses,
+        slots: Slots,
+        originals: Originals,
+        surroundings: Surroundings,
+        stopping: threading.Event,
+        alive: Callable[[], None],
+        *,
+        retry_seconds: float,
+        max_attempts: int,
+        on_result: Callable[[Job, Result | None, str], None] | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._pauses = pauses
+        self._slots = slots
+        self._originals = originals
+        self._surroundings = surroundings
+        self._stopping = stopping
+        self._alive = alive
+        self._retry_seconds = retry_seconds
+        self._max_attempts = max_attempts
+        self._on_result = on_result
+        self._clock = clock
+
+    @contextmanager
+    def faults_of(self, task: Task, phase: str) -> Iterator[None]:
+        """What goes wrong with a file ends, puts off or puts back its job, and no other."""
+        try:
+            yield
+        except FileChanged as error:
+            self._changed(task, error)
+        except DecoderDied as error:
+            if task.job.crashes + 1 < DECODER_TRIES:
+                self._put_off(task, str(error), fault=error.fault, count=True, crashed=True)
+            else:
+                self.give_up(task, error.fault, phase, f"{error}, {DECODER_TRIES} times")
+        except FileError as error:
+            self.give_up(task, error.fault, phase, str(error))
+        except SourceFault as error:
+            self._put_off(task, str(error), fault=error.fault, count=False)
+        except EnvironmentFault as fault:
+            self.pause(task.job.inbox, fault)
+            self.put_back([task], count=False)
+
+    def _changed(self, task: Task, error: FileChanged) -> None:
+        """The file is not the version that was queued, or gone; with its folder, perhaps."""
+        missing = self._surroundings.root_fault(task.job.inbox)
+        if missing:
+            self.pause(task.job.inbox, EnvironmentFault(missing))
+            self.put_back([task], count=False)
+            return
+        self._persist(self._store.drop, task.job, str(error))
+        self._ended(task, None, f"set aside: {error}", logging.INFO)
+        self._surroundings.changed(task.job.inbox, task.job.path)
+
+    def too_often(self, task: Task) -> bool:
+        """Give a job up that was begun too often without an end; whether it was."""
+        n = task.job.attempts - 1
+        if n >= self._max_attempts:
+            reason = f"was started {n} times and never finished; look for its cause"
+            self.give_up(task, "file", "start", reason)
+        return task.ended
+
+    def can_go_on(self, inbox: str) -> bool:
+        """Whether an inbox whose pause is over is worth the model's time again."""
+        missing = self._surroundings.root_fault(inbox)
+        try:
+            if missing:
+                raise EnvironmentFault(missing)
+            atomic.probe(self._originals.rules[inbox].outbox)
+        except EnvironmentFault as fault:
+            self.pause(inbox, fault)
+            return False
+        return True
+
+    def pause(self, inbox: str, fault: EnvironmentFault) -> None:
+        """Let an inbox wait for its surroundings to be mended."""
+        if self._pauses.pause(inbox, str(fault), self._clock()):
+            log.warning('inbox "%s" pauses, nothing is lost: %s', inbox, fault)
+
+    def done(self, task: Task, result: Result, *, reused_from: str = "") -> None:
+        """Make the sidecars durable, then the end of the job."""
+        if not _is_still(task.source, task.job.fingerprint):
+            raise FileChanged("it changed while it was worked on; the new version follows")
+        paths = outputs.write(
+            task.job, result, task.rule.outbox, content=task.digest, reused_from=reused_from
+        )
+        if self._pauses.resume(task.job.inbox):
+            log.warning('inbox "%s": works again', task.job.inbox)
+        how = f"copied from {reused_from}" if reused_from else f"{result.new_tokens} tokens"
+        self._finish(
+            task,
+            result,
+            f"{result.kind}, {result.seconds:.1f} s, {how}, {result.device} "
+            f"→ {printable(paths[0])}",
+        )
+
+    def done_before(self, task: Task) -> bool:
+        """End a job whose sidecars were safe already when the daemon died; whether they were."""
+        if task.job.attempts < 2 or task.job.fresh:
+            return False
+        known = told.read(task.rule.outbox, task.job.path)
+        if (
+            known is None
+            or not known.is_about(task.job.fingerprint)
+            or known.question != task.question
+        ):
+            return False
+        task.digest = known.content
+        self._finish(task, known.result, "its sidecars were safe before phi4d ended")
+        return True
+
+    def _finish(self, task: Task, result: Result, words: str) -> None:
+        reusable = task.digest and result.is_whole
+        due = task.rule.originals != "leave"
+        self._persist(
+            self._store.finish,
+            task.job,
+            content=bytes.fromhex(task.digest) if reusable else None,
+            question=task.question,
+            original=due,
+        )
+        self._ended(task, result, f"done: {words}", logging.INFO)
+        if due:
+            self._originals.settle(task.job, State.DONE)
+
+    def give_up(self, task: Task, fault: str, phase: str, reason: str) -> None:
+        """Fail a job, with a record beside its sidecars that says why."""
+        now = time.time()
+        try:
+            outputs.write_error(
+                task.job,
+                task.rule.outbox,
+                fault=fault,
+                phase=phase,
+                message=reason,
+                began=now - (self._clock() - task.began),
+                now=now,
+            )
+        except EnvironmentFault as error:
+            self.pause(task.job.inbox, error)
+            self.put_back([task], count=False)
+            return
+        except FileError as error:  # a folder has the record's name, say: the store tells it all
+            reason = f"{reason} (and no record of it: {error})"
+        # only what is the file's own fault is moved away
+        due = fault == FileError.fault and task.rule.failed_dir is not None
+        self._persist(self._store.fail, task.job, fault, reason, phase, original=due)
+        self._ended(task, None, f"failed: {reason}", logging.ERROR, fault)
+        if due:
+            self._originals.settle(task.job, State.FAILED)
+
+    def unexpected(self, tasks: Iterable[Task], error: Exception) -> None:
+        """A fault of ours: each of these jobs is tried alone, a bounded number of times."""
+        words = f"{type(error).__name__}: {error}"
+        for task in tasks:
+            if task.ended:
+                continue
+            if task.job.attempts >= self._max_attempts:
+                self.give_up(
+                    task, "internal", "answer", f"unexpected error, {task.job.attempts} times: "
+                    f"{words}; please report it",
+                )  # fmt: skip
+            else:
+                self._put_off(task, words, fault="internal", count=True)
+
+    def _put_off(
+        self, task: Task, reason: str, *, fault: str, count: bool, crashed: bool = False
+    ) -> None:
+        """Try a job again later: after longer each time, but never after more than minutes."""
+        wait = backoff(task.job.waits, self._retry_seconds)
+        level = logging.WARNING if task.job.waits == 0 else logging.DEBUG
+        task.log.log(level, "%s: %s; it is tried again in %.0f s", task.name, reason, wait)
+        task.ended = True
+        self._persist(
+            self._store.requeue,
+            task.job,
+            count=count,
+            crashed=crashed,
+            wait=wait,
+            fault=fault,
+            reason=reason,
+        )
+
+    def put_back(self, tasks: Iterable[Task], *, count: bool, died: bool = False) -> None:
+        """Let jobs that have not ended wait for their turn again."""
+        for task in tasks:
+            if not task.ended:
+                task.ended = True
+                self._persist(self._store.requeue, task.job, count=count, died=died)
+
+    def _ended(
+        self, task: Task, result: Result | None, words: str, level: int, fault: str = ""
+    ) -> None:
+        task.ended = True
+        self._slots.forget(task.job.id)
+        task.log.log(
+            level, "%s: %s", task.name, words, extra={"PHI4D_FAULT": fault} if fault else {}
+        )
+        if self._on_result:
+            self._on_result(task.job, result, words)
+
+    def _persist(self, change: Callable[..., bool], *args: Any, **options: Any) -> None:
+        """Make a change in the store, waiting for its disk if need be.
+
+        Given up only at a stop: the job is then found running, and done again, at the next start.
+        """
+        said = False
+        while True:
+            try:
+                change(*args, **options)
+            except EnvironmentFault as fault:
+                if not said:
+                    log.warning("%s", fault)
+                    said = True
+                self._alive()
+                if self._stopping.wait(STORE_SECONDS):
+                    return
+            else:
+                return
+
+
+def _is_still(path: bytes, fingerprint: Fingerprint) -> bool:
+    """Whether the file at a path is still the version that was worked on."""
+    try:
+        return Fingerprint.of(os.stat(path, follow_symlinks=False)) == fingerprint
+    except OSError:
+        return False

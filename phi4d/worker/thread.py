@@ -1,0 +1,296 @@
+"""The thread: takes jobs, has them decoded and answered, and sees each to its end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+
+from phi4d import log as logs
+from phi4d.engine import Engine
+from phi4d.errors import DeviceLost, EnvironmentFault, Phi4dError, Stopped
+from phi4d.job import GREEDY, Job, Piece, Result, Sampling, display_name, question
+from phi4d.media.pool import DecodePool, Decoding
+from phi4d.outputs import told
+from phi4d.scheduler import Pauses, pick
+from phi4d.slots import Slots
+from phi4d.store import Store
+from phi4d.task import Rule, Task
+from phi4d.worker.asking import Asking
+from phi4d.worker.endings import Endings, Surroundings
+from phi4d.worker.originals import Originals
+
+log = logging.getLogger(__name__)
+
+LOOK_AHEAD = 256  # waiting jobs that the scheduler sees at once
+IDLE_SECONDS = 1.0
+_ANYWHERE = Surroundings()
+
+
+class Worker(threading.Thread):
+    """Drives one engine.
+
+    Args:
+        engine: the slot's engine; the worker does not close it.
+        store: where jobs come from and go to.
+        pool: the decode processes, shared by all workers.
+        rules: the inboxes by name.
+        pauses: the inboxes that wait, shared by all workers.
+        slots: all workers' slots, shared by them; None if this is the only one.
+        originals: moves and deletes source files, shared by all workers; None as before.
+        surroundings: who knows the inboxes.
+        batch_size: requests in one call of the engine, at most.
+        max_new_tokens: tokens of one answer, at most.
+        sampling: how the tokens of an answer are chosen.
+        max_attempts: starts without an end after which a job is given up.
+        retry_seconds: the first wait of a job that is tried again.
+        reuse: whether the answer of a file with the same bytes and question is copied.
+        ahead: how many files are being decoded at once for this worker.
+        on_result: called after a job has ended, with its result if it was done.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        pool: DecodePool,
+        rules: Mapping[str, Rule],
+        pauses: Pauses,
+        slots: Slots | None = None,
+        originals: Originals | None = None,
+        surroundings: Surroundings = _ANYWHERE,
+        *,
+        batch_size: int = 8,
+        max_new_tokens: int = 512,
+        sampling: Sampling = GREEDY,
+        max_attempts: int = 5,
+        retry_seconds: float = 5.0,
+        reuse: bool = True,
+        ahead: int = 1,
+        on_result: Callable[[Job, Result | None, str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(name=f"worker {engine.device}")
+        self.last_beat = clock()
+        """monotonic seconds of the last sign of life"""
+        self.error: BaseException | None = None
+        """what ended the thread, if it was not `stop`"""
+        self._engine = engine
+        self._store = store
+        self._pool = pool
+        self._rules = rules
+        self._pauses = pauses
+        self._slots = slots or Slots([engine.device])
+        self._sampling = sampling
+        self._reuse = reuse
+        self._ahead = ahead
+        self._clock = clock
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._aborting = threading.Event()
+        self._originals = originals or Originals(store, rules)
+        self._not_copied: set[int] = set()
+        """jobs whose answer was known, but whose sidecars to copy had gone"""
+        self._endings = Endings(
+            store,
+            pauses,
+            self._slots,
+            self._originals,
+            surroundings,
+            self._stopping,
+            self._alive,
+            retry_seconds=retry_seconds,
+            max_attempts=max_attempts,
+            on_result=on_result,
+            clock=clock,
+        )
+        self._asking = Asking(
+            engine,
+            self._slots,
+            self._endings,
+            self._stopping,
+            self.beat,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def wake(self) -> None:
+        """There may be work."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Take nothing new; the running call of the engine may end."""
+        self._stopping.set()
+        self._wake.set()
+
+    def abort(self) -> None:
+        """Give the running call up at its next step and put its jobs back."""
+        self._aborting.set()
+        self.stop()
+
+    def beat(self) -> None:
+        """A sign of life, given at least once a token.
+
+        Raises:
+            Stopped: `abort` was called.
+        """
+        self._alive()
+        if self._aborting.is_set():
+            raise Stopped("the daemon is stopping")
+
+    def _alive(self) -> None:
+        self.last_beat = self._clock()
+
+    def run(self) -> None:
+        """Work until told to stop, or until the device is lost."""
+        try:
+            while not self._stopping.is_set():
+                self._alive()
+                self._wake.clear()
+                if tasks := self._take():
+                    self._work(tasks)
+                else:
+                    self._wake.wait(IDLE_SECONDS)
+        except BaseException as error:
+            self.error = error
+            if isinstance(error, Phi4dError):
+                log.error("%s: %s", self._engine.device, error)  # noqa: TRY400 -- foreseen
+            else:
+                log.exception("%s: the worker ended unexpectedly", self._engine.device)
+
+    def _take(self) -> list[Task]:
+        """Claim what comes next; empty when there is nothing to do."""
+        try:
+            self._originals.settle_due()
+            paused = self._pauses.paused(self._clock())
+            inboxes = [name for name in self._rules if name not in paused]
+            refused = self._slots.refused(self._engine.device)
+            waiting = self._store.waiting(LOOK_AHEAD, inboxes, refused)
+            chosen = pick(waiting, self._asking.capacity())
+            for inbox in {job.inbox for job in chosen}:
+                if self._pauses.on_trial(inbox) and not self._endings.can_go_on(inbox):
+                    chosen = [job for job in chosen if job.inbox != inbox]
+            if not chosen:
+                return []
+            claimed = self._store.claim([job.id for job in chosen], self._engine.device)
+        except EnvironmentFault as fault:
+            log.warning("%s", fault)
+            self._stopping.wait(IDLE_SECONDS)
+            return []
+        tasks = [self._task(job) for job in claimed]
+        return [
+            task
+            for task in tasks
+            if not self._endings.done_before(task) and not self._endings.too_often(task)
+        ]
+
+    def _task(self, job: Job) -> Task:
+        job_log = logs.for_job(log, job, self._engine.device)
+        task = Task(job, self._rules[job.inbox], job_log, self._clock(), self._sampling)
+        task.question = question(job.kind, self._engine.model, task.prompt, self._sampling)
+        return task
+
+    def _work(self, tasks: list[Task]) -> None:
+        ready: list[tuple[Task, Piece]] = []
+        pieces = self._decode(tasks)
+        try:
+            for task, piece in pieces:
+                # here, and not after an answer: asking for this piece finished the job before it
+                if self._stopping.is_set():
+                    raise Stopped("the daemon is stopping")
+                ready.append((task, piece))
+                if len(ready) >= self._asking.batch(task.job.kind):
+                    self._asking.answer(ready, self._finish_if_ready)
+                    ready = []
+            if ready:
+                self._asking.answer(ready, self._finish_if_ready)
+        except Stopped:
+            self._endings.put_back(tasks, count=False)
+        except DeviceLost:
+            self._endings.put_back(tasks, count=False)
+            raise
+        except Exception as error:
+            names = ", ".join(task.name for task in tasks if not task.ended)
+            log.exception("%s: unexpected error", names)
+            self._endings.unexpected(tasks, error)
+        finally:
+            pieces.close()
+
+    def _decode(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Piece]]:
+        """The pieces of all tasks in order; some files are decoded ahead of the one given out."""
+        pending = deque(tasks)
+        open_: deque[tuple[Task, Decoding]] = deque()
+        try:
+            while pending or open_:
+                while pending and len(open_) < self._ahead:
+                    # only who holds no process may wait for one: two that hold one each and
+                    # wait for another would wait for ever
+                    begin = self._pool.try_decode if open_ else self._pool.decode
+                    task = pending[0]
+                    with self._endings.faults_of(task, "decode"):
+                        stream = begin(
+                            task.source,
+                            task.job.kind,
+                            task.job.fingerprint,
+                            known=self._answered(task),
+                            on_wait=self.beat,
+                        )
+                        if stream is None:
+                            break
+                        open_.append((task, stream))
+                    pending.popleft()
+                if not open_:
+                    continue
+                task, stream = open_[0]
+                with self._endings.faults_of(task, "decode"):
+                    for piece in stream:
+                        task.outstanding += 1
+                        yield task, piece
+                        if task.ended:  # the device refused it
+                            break
+                    task.facts = dict(stream.facts)
+                    task.digest = stream.digest
+                    task.decoded = not stream.is_known
+                stream.close()
+                open_.popleft()
+                if stream.is_known:
+                    self._copy(task)
+                self._finish_if_ready(task)
+        finally:
+            for _, stream in open_:
+                stream.close()
+
+    def _answered(self, task: Task) -> list[str] | None:
+        """The contents of which the answer to a task's question is known; None: do not look."""
+        if not self._reuse:
+            return None
+        if task.job.fresh or task.job.id in self._not_copied:
+            return []
+        task.answered = self._store.answered(task.job.fingerprint.size, task.question)
+        return list(task.answered)
+
+    def _copy(self, task: Task) -> None:
+        """Answer a file with the sidecars of another one that has the same bytes."""
+        inbox, path = task.answered[task.digest]
+        rule = self._rules.get(inbox)
+        known = rule and told.read(rule.outbox, path)
+        if (
+            not known
+            or known.content != task.digest
+            or known.question != task.question
+            or not known.reusable
+        ):
+            self._not_copied.add(task.job.id)
+            self._endings.put_back([task], count=False)
+            return
+        with self._endings.faults_of(task, "write"):
+            self._endings.done(task, known.result, reused_from=display_name(inbox, path))
+
+    def _finish_if_ready(self, task: Task) -> None:
+        if task.complete:
+            self._not_copied.discard(task.job.id)
+            result = task.result(self._engine.model, self._engine.device, self._clock())
+            with self._endings.faults_of(task, "write"):
+                self._endings.done(task, result)
