@@ -10,7 +10,7 @@ import time
 
 from phi4d.errors import FileError
 from phi4d.job import Job, Result, printable
-from phi4d.outputs import atomic, error, names, record, text
+from phi4d.outputs import atomic, error, foreign, names, record, text
 
 
 def write(
@@ -33,12 +33,15 @@ def write(
 
     Raises:
         EnvironmentFault: the outbox cannot be written now.
-        FileError: the path of the sidecars is too long, or something is in their place.
+        FileError: the path of the sidecars is too long, or something that is not phi4d's is in
+            their place.
     """
     folder, name = _place(job, outbox)
+    words = text.render(result)
+    foreign.refuse(job, folder, name, words)
     told = record.render(job, result, time.time(), content=content, reused_from=reused_from)
     files = [
-        (names.sidecar(name, names.TEXT), text.render(result)),
+        (names.sidecar(name, names.TEXT), words),
         (names.sidecar(name, names.RECORD), told),
     ]
     written = atomic.write_all(folder, files)

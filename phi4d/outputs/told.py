@@ -68,7 +68,7 @@ def read(outbox: bytes, path: bytes) -> Told | None:
     """
     folder, name = os.path.split(os.path.join(outbox, path))
     try:
-        data = _bytes_of(os.path.join(folder, names.sidecar(name, names.RECORD)))
+        data = bytes_of(os.path.join(folder, names.sidecar(name, names.RECORD)))
         told = _parse(json.loads(data, parse_constant=_refuse), printable(path))
         text = os.lstat(os.path.join(folder, names.sidecar(name, names.TEXT)))
     # damaged JSON can be wrong in each of these ways, and nested too deep
@@ -77,7 +77,13 @@ def read(outbox: bytes, path: bytes) -> Told | None:
     return told if stat.S_ISREG(text.st_mode) else None
 
 
-def _bytes_of(path: bytes) -> bytes:
+def bytes_of(path: bytes) -> bytes:
+    """The content of a sidecar.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or too large to be a sidecar.
+    """
     # a pipe in its place must not hold us up, a link not lead us elsewhere
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags)
