@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import struct
@@ -25,6 +26,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 STANDIN = HERE / "standin.py"
+STRACE = shutil.which("strace") or "strace"
 TEMP_PREFIX = ".phi4d-"
 """begins the names of phi4d's temporary files"""
 WAIT_S = 120.0
@@ -76,19 +78,24 @@ class Sender:
         seed: of the choice of names and ways.
         replaced: share of the files that take an older one's place.
         recordings: share of files that are recordings.
+
+    Attributes:
+        inbox: where it is now.
+        replaced: as above; both may be changed.
+        newest: by the path below the inbox.
+        sent: how many so far, also the number of the last one.
+        ways: in which they came, counted.
     """
 
     def __init__(
         self, inbox: Path, seed: int = 0, *, replaced: float = 0.1, recordings: float = 0.05
     ) -> None:
+        self.inbox = inbox
+        self.replaced = replaced
         self.newest: dict[str, Source] = {}
         self.sent = 0
         self.ways: Counter[str] = Counter()
-        self._inbox = inbox
-        self._aside = inbox.parent / "aside"
-        self._aside.mkdir(exist_ok=True)
         self._chance = random.Random(seed)
-        self.replaced = replaced
         self._recordings = recordings
 
     def send(self) -> None:
@@ -103,7 +110,7 @@ class Sender:
             name = f"{number % 7}/{number}{suffix}"
             way = self._chance.choice(["in place", "renamed in"])
         data = recording(number) if name.endswith(".wav") else picture(number)
-        path = self._inbox / name
+        path = self.inbox / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if way.endswith("in place"):
             half = len(data) // 2
@@ -111,7 +118,7 @@ class Sender:
                 file.write(data[:half])
                 file.write(data[half:])
         else:
-            aside = self._aside / str(number)
+            aside = path.with_name(f".{number}.part")
             aside.write_bytes(data)
             os.replace(aside, path)
         status = path.stat()
@@ -130,11 +137,13 @@ class Scene:
         folder: of the scene; made if need be.
         inbox: the watched folder, if it is not to be the scene's own.
         keys: lines of the configuration besides those that every scene has.
+        rescan_seconds: how often the inbox is compared.
     """
 
     folder: Path
     inbox: Path = field(default=Path())
     keys: str = ""
+    rescan_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +158,7 @@ class Scene:
         self.config = self.folder / "phi4d.toml"
         self.config.write_text(
             f'state_dir = "{self.state}"\nsettle_seconds = 0.2\npause_seconds = 0.1\n'
-            f"rescan_seconds = 60\nretry_seconds = 0.1\n{self.keys}\n"
+            f"rescan_seconds = {self.rescan_seconds}\nretry_seconds = 0.1\n{self.keys}\n"
             f'[[inbox]]\nname = "in"\npath = "{self.inbox}"\noutbox = "{self.outbox}"\n'
         )
 
@@ -180,7 +189,8 @@ class Scene:
 
     def jobs(self, columns: str = "*", where: str = "1") -> list[tuple]:
         """Rows of the store; none if there is no store yet."""
-        if not self.store.exists():
+        # who only reads cannot undo what was begun: with a journal, it is still being made
+        if not self.store.exists() or self.store.with_name(f"{self.store.name}-journal").exists():
             return []
         with reading(self.store) as db:
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'job'").fetchone():

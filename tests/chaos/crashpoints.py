@@ -28,14 +28,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaoskit import Memory, Running, Scene, Sender, report, verdict
+from chaoskit import STRACE, Memory, Running, Scene, Sender, report, verdict
 
 SYSCALLS = (
     "fsync,fdatasync,rename,renameat,renameat2,write,pwrite64,unlink,unlinkat,ftruncate,mkdir,"
     "mkdirat,link,linkat"
 )
 """of which each thread makes some; strace counts each name apart"""
-STRACE = shutil.which("strace") or "strace"
 KILL = "signal=KILL"
 ERRORS = ("error=EIO", "error=ENOSPC")
 FILES = 6
@@ -82,7 +81,7 @@ class Bench:
             sender.send()
         if recovering:
             point = Point(WORKER, "fsync", 5)
-            if self.attack(scene, point, KILL, Running.wait) != (-9, True):
+            if self.attack(scene, point, KILL, Running.wait, "before") != (-9, True):
                 raise AssertionError("the daemon that is to leave something was not killed")
         return scene, sender
 
@@ -104,7 +103,7 @@ class Bench:
         return dict(Counter((name_of[c[1]], c[2]) for c in calls if c and c[1] in name_of))
 
     def attack(
-        self, scene: Scene, point: Point, what: str, end: Callable[[Running], int]
+        self, scene: Scene, point: Point, what: str, end: Callable[[Running], int], life: str
     ) -> tuple[int, bool]:
         """Run a daemon with a fault at a point.
 
@@ -116,7 +115,7 @@ class Bench:
             leftover.unlink(missing_ok=True)
         words = ["--threads", str(threads), "--hold", point.thread, "--go", str(go)]
         once = ["--once"] if what == KILL else []
-        with scene.start(*once, *words, life="attacked") as running:
+        with scene.start(*once, *words, life=life) as running:
             running.until(lambda: thread_id(threads, point.thread) != "", point.thread)
             trace, number = f"-etrace={point.syscall}", thread_id(threads, point.thread)
             inject = f"-einject={point.syscall}:{what}:when={point.when}"
@@ -151,7 +150,7 @@ def crash(bench: Bench, point: Point) -> list[str] | None:
     """Kill at a point and start again: what is wrong then; None if the point was not come by."""
     scene, sender = bench.scene(recovering=point.recovering)
     memory = Memory(scene, sender)
-    code, hit = bench.attack(scene, point, KILL, Running.wait)
+    code, hit = bench.attack(scene, point, KILL, Running.wait, "attacked")
     memory.look_back()
     again = scene.once(life="again")
     memory.look_back()
@@ -182,7 +181,7 @@ def fail(bench: Bench, point: Point, error: str, ends: Counter[str]) -> list[str
             time.sleep(0.02)
         return running.wait() if running.ended() else running.stop()
 
-    code, hit = bench.attack(scene, point, error, end)
+    code, hit = bench.attack(scene, point, error, end, "attacked")
     wrong = []
     if not hit:
         how = "was not come by"

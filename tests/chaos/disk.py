@@ -13,13 +13,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from chaoskit import STRACE
+
 CALLS = (
     "open,openat,creat,write,pwrite64,writev,pwritev,pwritev2,ftruncate,truncate,fallocate,"
     "copy_file_range,sendfile,rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,"
     "unlinkat,rmdir,mkdir,mkdirat,fsync,fdatasync,sync,syncfs,sync_file_range"
 )
 """what strace has to record; those that are not modelled are refused when they are met"""
-STRACE = ["strace", "-f", "--detach-on=execve", "-qq", "-y", "-xx", "-s1000000"]
+RECORD = [STRACE, "-f", "--detach-on=execve", "-qq", "-y", "-xx", "-s1000000"]
 """data and names in full, as hexadecimal digits; without what the children do"""
 TORN_B = (512, 4096)
 """borders at which a write may be torn: a sector, a page"""
@@ -59,7 +61,7 @@ class Call:
 
 
 def calls(record: Path) -> Iterator[Call]:
-    """What strace recorded with `STRACE` and `CALLS`, in the order in which the calls returned."""
+    """What strace recorded with `RECORD` and `CALLS`, in the order in which the calls returned."""
     begun: dict[str, str] = {}
     with open(record) as lines:
         for line in lines:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaoskit import Scene, Sender, broken_sidecars, report, verdict
-from disk import CALLS, STRACE, ByFile, Call, Disk, Everything, Fate, Strict, Torn, calls
+from disk import CALLS, RECORD, ByFile, Call, Disk, Everything, Fate, Strict, Torn, calls
 
 FATES: dict[str, Callable[[random.Random], Fate]] = {
     "only what was synced": lambda _: Strict(),
@@ -93,7 +93,7 @@ def record(folder: Path, files: int, seed: int, *, made: bool = True, without: s
         for _ in range(files // (life + 1)):
             sender.send()
         trace = folder / f"strace-{life}"
-        strace = [*STRACE, f"-etrace={CALLS}", *inject, "-o", str(trace)]
+        strace = [*RECORD, f"-etrace={CALLS}", *inject, "-o", str(trace)]
         with scene.start("--once", before=strace) as running:
             if code := running.wait():
                 raise AssertionError(f"an undisturbed daemon ended with exit code {code}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from chaoskit import Eyes, Source, wrong_sidecars
-from disk import Call, Disk, Everything, File, Strict, Torn, calls
+from disk import CALLS, RECORD, Call, Disk, Everything, File, Strict, Torn, calls
 
 HERE = Path(__file__).parent
 
@@ -25,6 +25,13 @@ STRACE = "" if shutil.which("strace") else "strace is not installed"
 TRACER = Path("/proc/self/status").read_text().partition("TracerPid:")[2].split()[0]
 TRACED = "" if TRACER == "0" else "somebody traces this process already"
 
+MAY_MOUNT = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "true"]
+CONFINED = (
+    ""
+    if subprocess.run(MAY_MOUNT, check=False, capture_output=True).returncode == 0
+    else "needs root, or user namespaces"
+)
+
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
@@ -33,6 +40,7 @@ TRACED = "" if TRACER == "0" else "somebody traces this process already"
         pytest.param("kill.py"),
         pytest.param("crashpoints.py", marks=needs(STRACE, TRACED)),
         pytest.param("powercut.py", marks=needs(STRACE, TRACED)),
+        pytest.param("surroundings.py", marks=needs(CONFINED)),
     ],
 )
 def test_the_short_form_finds_nothing_wrong(script: str) -> None:
@@ -151,8 +159,6 @@ class TestDisk:
     @needs(STRACE, TRACED)
     def test_what_strace_saw_gives_the_real_tree_again(self, tmp_path: Path) -> None:
         # given a program that changes files in each way that the daemon does
-        from disk import CALLS
-        from disk import STRACE as TRACE
 
         program = (
             "import os; os.chdir('out'); f = os.open('a', os.O_RDWR | os.O_CREAT);"
@@ -164,7 +170,7 @@ class TestDisk:
         (tmp_path / "out").mkdir()
         trace = tmp_path / "trace"
         subprocess.run(
-            [*TRACE, f"-etrace={CALLS}", "-o", str(trace), sys.executable, "-c", program],
+            [*RECORD, f"-etrace={CALLS}", "-o", str(trace), sys.executable, "-c", program],
             cwd=tmp_path,
             check=True,
         )
