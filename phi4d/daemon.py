@@ -23,12 +23,12 @@ from phi4d.errors import (
     EnvironmentFault,
     Stopped,
 )
-from phi4d.inbox import Root, Watcher
+from phi4d.inbox import Watcher, roots
 from phi4d.job import Arrival, Job, Kind, Result, Sampling, display_name
 from phi4d.loading import locate, make_engines_when_free
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
-from phi4d.media.probe import kind_of
+from phi4d.media.probe import inspect, kind_of
 from phi4d.notices import Notices
 from phi4d.notify import notify, watchdog_seconds
 from phi4d.outputs import atomic, told
@@ -147,6 +147,7 @@ class Daemon:
                 "/etc/phi4d/phi4d.toml, or give --inbox and --outbox"
             )
         config = self._config
+        self._roots = roots(config)
         try:
             config.state_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -171,8 +172,7 @@ class Daemon:
             if signal.sigpending() & STOP_SIGNALS:
                 raise Stopped("told to stop while loading")
         pool.grow(config.decode_processes * len(self._engines))
-        self._start_watcher()
-        self._start_workers(pool)
+        self._start_workers(pool, self._start_watcher())
         notify(f"READY=1\nSTATUS={status.line(store.counts())}")
         log.info(
             "ready: watching %s; %s",
@@ -247,26 +247,27 @@ class Daemon:
                 worker.wake()
         return outcome
 
-    def _start_watcher(self) -> None:
-        def of_kinds(kinds: tuple[str, ...]) -> Callable[[bytes], Kind | None]:
-            def kind(name: bytes) -> Kind | None:
-                found = kind_of(name)
-                return found if found in kinds else None
-
-            return kind
-
+    def _start_watcher(self) -> Watcher:
+        config = self._config
         self._watcher = Watcher(
-            [Root(box.name, os.fsencode(box.path), of_kinds(box.kinds)) for box in self._boxes],
+            self._roots,
             self._take_in,
-            settle_seconds=self._config.settle_seconds,
-            rescan_seconds=self._config.rescan_seconds,
+            known=self._store.known,
+            inspect=inspect,
+            by_name=kind_of,
+            notice=lambda inbox, text: self._notices.say(inbox, "watch", text),
+            settle_seconds=config.settle_seconds,
+            settle_max=config.settle_max,
+            rescan_seconds=config.rescan_seconds,
+            poll_seconds=config.poll_seconds,
         )
         self._watcher.start()
         while not self._watcher.armed.wait(TICK_SECONDS):
             if not self._watcher.is_alive():
                 raise ConfigError("the inboxes cannot be watched; the log says why")
+        return self._watcher
 
-    def _start_workers(self, pool: DecodePool) -> None:
+    def _start_workers(self, pool: DecodePool, watcher: Watcher) -> None:
         config = self._config
         rules = {box.name: _rule(config, box) for box in self._boxes}
         self._workers = make_workers(
@@ -277,8 +278,8 @@ class Daemon:
             rules,
             self._pauses,
             self._on_result,
-            Originals(self._store, rules, self._notices),
-            Surroundings(),
+            Originals(self._store, rules, self._notices, watcher.root_fault),
+            Surroundings(watcher.root_fault, watcher.look),
         )
         for worker in self._workers:
             worker.start()

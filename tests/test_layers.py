@@ -27,7 +27,6 @@ FLOORS: tuple[frozenset[str], ...] = (
             "log",
             "notices",
             "notify",
-            "settle",
             "signals",
             "slots",
         }
@@ -53,7 +52,7 @@ FENCES = {
         "huggingface_hub",
     },
     "media": {"PIL", "pillow_heif", "av", "soundfile", "soxr", "onnxruntime"},
-    "inbox": {"watchdog"},
+    "inbox": {"inotify_simple", "pathspec"},
     "store": {"sqlite3"},
     "config": {"pydantic", "platformdirs"},
     "oneshot": {"httpx"},
@@ -209,7 +208,7 @@ def modules_after(code: str, *arguments: str) -> set[str]:
 def test_the_command_line_is_light_to_import():
     loaded = modules_after("import sys, phi4d.cli; print(*sys.modules)")
     assert "phi4d.cli" in loaded
-    assert loaded & (HEAVY | {"pydantic", "watchdog", "httpx", "sqlite3"}) == set()
+    assert loaded & (HEAVY | {"pydantic", "inotify_simple", "httpx", "sqlite3"}) == set()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +216,7 @@ def test_the_command_line_is_light_to_import():
     [["--help"], ["--version"], ["run", "--help"], ["process", "--help"], ["model", "--help"]],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]):
-    assert loaded_by(*arguments) & (HEAVY | {"watchdog", "httpx"}) == set()
+    assert loaded_by(*arguments) & (HEAVY | {"inotify_simple", "httpx"}) == set()
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["regenerate", "--stale"]])
@@ -235,5 +234,5 @@ def test_what_asks_the_store_loads_nothing_heavy(tmp_path: Path, arguments: list
     # when
     loaded = loaded_by(*arguments, "--config", str(tmp_path / "phi4d.toml"))
     # then
-    assert loaded & (HEAVY | {"watchdog", "httpx"}) == set()
+    assert loaded & (HEAVY | {"inotify_simple", "httpx"}) == set()
     assert {"phi4d", "sqlite3"} <= loaded

@@ -16,6 +16,8 @@ from phi4d.outputs import atomic
 LOW_BYTES, NO_BYTES = 10**9, 50 * 10**6
 """of disk; a sidecar has a few kB, the store a kB for each file"""
 LOW_INODES = 10_000
+LOW_INSTANCES = 16
+"""of inotify, which all of a user's programs share; a desktop takes some dozens"""
 INOTIFY = Path("/proc/sys/fs/inotify")
 
 
@@ -119,7 +121,7 @@ def watches(trees: Sequence[Tree], limits: Path = INOTIFY) -> Check:
     """Whether the kernel's limits allow a watch on each folder below the inboxes.
 
     Args:
-        trees: the inboxes'; each takes an instance, and a watch for each folder.
+        trees: the inboxes'; each folder takes a watch, all together an instance.
         limits: the folder of the kernel's files.
     """
     name = "inotify"
@@ -131,14 +133,14 @@ def watches(trees: Sequence[Tree], limits: Path = INOTIFY) -> Check:
         return warn(
             name,
             f"{limits} cannot be read ({error}), so folders may go unwatched",
-            "use a Linux with inotify; without it files are found every rescan_seconds",
+            "use a Linux with inotify; without it files are found every poll_seconds",
         )
     found = f"{_count(wanted, 'folder')} to watch; {most} watches and {instances} instances allowed"
     # each user's programs share the limits: an editor or a file synchroniser takes thousands
     if wanted > most // 2:
         return warn(name, found, f"sysctl -w fs.inotify.max_user_watches={max(4 * wanted, 524288)}")
-    if len(trees) > instances // 2:
-        return warn(name, found, f"sysctl -w fs.inotify.max_user_instances={4 * len(trees)}")
+    if instances < LOW_INSTANCES:
+        return warn(name, found, f"sysctl -w fs.inotify.max_user_instances={LOW_INSTANCES}")
     return ok(name, found)
 
 

@@ -107,7 +107,7 @@ def spoken(text: str, folder: Path) -> NDArray[np.float32]:
     if shutil.which("espeak-ng") is None:
         pytest.skip("espeak-ng is not installed")
     path = folder / "spoken.wav"
-    subprocess.run(["espeak-ng", "-v", "en-us", "-w", str(path), text], check=True)  # noqa: S607
+    subprocess.run(["espeak-ng", "-v", "en-us", "-w", str(path), text], check=True)
     samples, rate = soundfile.read(path, dtype="float32")
     assert rate == 22050
     return samples
