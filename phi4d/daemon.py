@@ -161,7 +161,7 @@ class Daemon:
         self._cleanup.callback(store.close)
         self._store = store
         store.forget_notices()
-        self._make_outboxes()
+        self._make_folders()
         self._recover()
         self._take_orders()
         pool = make_pool(config)
@@ -180,8 +180,12 @@ class Daemon:
             " and ".join(f"{engine.model} on {engine.device}" for engine in self._engines),
         )
 
-    def _make_outboxes(self) -> None:
+    def _make_folders(self) -> None:
         for box in self._boxes:
+            for folder in (box.done_dir, box.failed_dir):
+                if folder is not None:
+                    with contextlib.suppress(OSError):  # told when it is wanted
+                        folder.mkdir(parents=True, exist_ok=True)
             root = box.outbox_root()
             try:
                 if root != box.path:
@@ -342,7 +346,13 @@ class Daemon:
                 for job, reason in blocked:
                     log.error("%s still waits: %s", display_name(job.inbox, job.path), reason)
                 if not self._store.busy(names):
-                    return EXIT_LATER if blocked else EXIT_OK
+                    due = {job.inbox for job, _ in self._store.originals()} & {*names}
+                    stuck = self._notices.about("originals")
+                    if due - stuck.keys():
+                        return None  # a worker is at it
+                    for name in due:
+                        log.error('inbox "%s": originals stay: %s', name, stuck[name])
+                    return EXIT_LATER if blocked or due else EXIT_OK
                 for name, reason in self._pauses.reasons().items():
                     log.error('inbox "%s" still waits: %s', name, reason)
                 return EXIT_LATER

@@ -35,6 +35,11 @@ class Notices:
                 del self._now[key]
             self._now.update({(inbox, about): text for inbox, text in texts.items()})
 
+    def about(self, about: str) -> dict[str, str]:
+        """What there is to say about a thing, by inbox."""
+        with self._lock:
+            return {inbox: text for (inbox, key), text in self._now.items() if key == about}
+
     def flush(self, write: Callable[[str, str, str | None], None]) -> None:
         """Write down what has changed since it was last written.
 

@@ -50,6 +50,7 @@ def test_all_there_is_about_a_thing_replaces_what_there_was():
     notices.say_all("outbox", {"b": "gone"})
     notices.flush(book)
 
+    assert notices.about("outbox") == {"b": "gone"}
     assert sorted(book.lines, key=str) == [("a", "watch", "polled"), ("b", "outbox", "gone")]
 
 

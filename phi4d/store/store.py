@@ -356,7 +356,7 @@ class Store:
         with self._read() as db:
             rows = db.execute(
                 "SELECT content, inbox, path FROM job WHERE state = 'done' AND content IS NOT NULL"
-                " AND size = ? AND question = ? ORDER BY id LIMIT 1000",
+                " AND size = ? AND question = ? ORDER BY id DESC LIMIT 1000",
                 (size, question),
             ).fetchall()
         return {bytes(content).hex(): (inbox, bytes(path)) for content, inbox, path in rows}

@@ -323,6 +323,28 @@ class TestReuse:
         assert (desk.outbox / "b.png.txt").read_bytes() == (desk.outbox / "a.png.txt").read_bytes()
         assert "copied from in/a.png" in caplog.text
 
+    @pytest.mark.parametrize("kind", ["picture", "recording"])
+    def test_twins_that_come_together_are_asked_about_once(
+        self,
+        desk: Desk,
+        make_picture: Callable[..., Path],
+        make_recording: Callable[..., Path],
+        kind: str,
+    ) -> None:
+        first = desk.inbox / ("1.png" if kind == "picture" else "1.wav")
+        make_picture(first) if kind == "picture" else make_recording(first)
+        paths = [first]
+        for n in range(2, 6):
+            paths.append(first.with_name(f"{n}{first.suffix}"))
+            shutil.copyfile(first, paths[-1])
+        desk.add(*paths)
+        engine = FakeEngine()
+        desk.start(engine, reuse=True)
+        desk.wait_for(5)
+        assert [len(call) for call in engine.calls] == [1]
+        assert desk.counts() == {"done": 5}
+        assert record(desk, f"5{first.suffix}")["reused_from"] == f"in/1{first.suffix}"
+
     def test_other_bytes_of_the_same_length_are_asked_about(
         self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
