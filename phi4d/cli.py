@@ -312,6 +312,33 @@ def regenerate(
 
 
 @app.command()
+def explain(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Any path, also one that is not there.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Tell why a file is taken or not, where it stands, and what to do.
+
+    A sidecar means its source. Exit code 0 if the file is done or taken, 1 if it failed or is
+    passed over.
+    """
+    with _Refusals():
+        settled = _load(config, config_file, _options(settings))
+        import json
+
+        from phi4d import explain as explanations
+
+        told = explanations.explain(file, settled)
+        shown = explanations.as_json(told)
+        typer.echo(json.dumps(shown, indent=2) if as_json else explanations.render(told))
+    raise typer.Exit(EXIT_OK if told.ok else EXIT_FAILURE)
+
+
+@app.command()
 def doctor(
     config: ConfigOption = None,
     config_file: LegacyOption = None,

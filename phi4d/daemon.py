@@ -32,6 +32,7 @@ from phi4d.media.probe import inspect, kind_of
 from phi4d.notices import Notices
 from phi4d.notify import notify, watchdog_seconds
 from phi4d.outputs import atomic, told
+from phi4d.paths import inbox_of
 from phi4d.scheduler import Pauses
 from phi4d.signals import STOP_SIGNALS
 from phi4d.slots import Slots
@@ -230,10 +231,13 @@ class Daemon:
         return {}
 
     def _order_retry(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        outcome = self._again(again.Order.of(fields, anew=False))
-        # a file that was not noticed, or was not complete, may be now
+        order = again.Order.of(fields, anew=False)
+        outcome = self._again(order)
         if outcome.left and self._watcher is not None:
-            self._watcher.rescan()
+            # a file that was not noticed may be now
+            found = [inbox_of(path, self._boxes) for path in order.paths]
+            for name in {place[0].name for place in found if place is not None}:
+                self._watcher.rescan(name)
         return outcome.fields()
 
     def _order_regenerate(self, fields: Mapping[str, Any]) -> dict[str, Any]:

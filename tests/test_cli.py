@@ -57,6 +57,7 @@ class TestHelp:
             "process",
             "status",
             "retry",
+            "explain",
             "regenerate",
             "demo",
             "doctor",
@@ -159,7 +160,7 @@ def config_file(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
     file = tmp_path / "phi4d.toml"
     file.write_text(
-        'model_path = "demo"\nstate_dir = "state"\nsettle_seconds = 0.05\n'
+        'model_path = "demo"\ndevice = "cpu"\nstate_dir = "state"\nsettle_seconds = 0.05\n'
         '[[inbox]]\npath = "in"\noutbox = "out"\n'
     )
     return file
@@ -242,6 +243,30 @@ class TestAgain:
         done = invoke(*words, "--config", config_file)
         assert done.exit_code == 2
         assert complaint in done.stderr
+
+
+class TestExplain:
+    def test_with_a_daemon(
+        self, config_file: Path, tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        words = ("--config", config_file)
+        with daemon(config_file) as wait_for:
+            (tmp_path / "in/bad.png").write_text("no picture")
+            wait_for("failed: ")
+            make_picture(tmp_path / "in/a.png")
+            wait_for("done: ")
+            done = call("explain", "out/a.png.txt", *words)
+            assert done.returncode == 0, done.stderr
+            assert re.search(r"state +done .* on cpu after 1 attempt$", done.stdout, re.MULTILINE)
+            assert re.search(r"daemon +runs, pid \d+$", done.stdout, re.MULTILINE)
+            failed = call("explain", "in/bad.png", "--json", *words)
+            assert failed.returncode == 1
+            assert json.loads(failed.stdout)["state"] == "failed"
+
+    def test_without_a_store(self, config_file: Path, tmp_path: Path) -> None:
+        done = invoke("explain", "in/none.png", "--config", config_file)
+        assert done.exit_code == 1
+        assert "there" in done.stdout
 
 
 class TestProcess:

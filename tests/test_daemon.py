@@ -262,7 +262,7 @@ class TestOrders:
         opened = open_house()
         assert opened.daemon._watcher
         looked = threading.Event()
-        monkeypatch.setattr(opened.daemon._watcher, "rescan", looked.set)
+        monkeypatch.setattr(opened.daemon._watcher, "rescan", lambda *_: looked.set())
         ((_, why),) = ask("retry", paths=[str(tmp_path / "in/new.jpg")])["left"]
         assert "is not known" in why
         assert looked.is_set()

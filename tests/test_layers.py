@@ -36,7 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"again", "loading", "worker"}),
     frozenset({"daemon"}),
-    frozenset({"doctor", "oneshot", "orders", "trial", "model"}),
+    frozenset({"doctor", "explain", "oneshot", "orders", "trial", "model"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -219,7 +219,9 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
     assert loaded_by(*arguments) & (HEAVY | {"inotify_simple", "httpx"}) == set()
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["regenerate", "--stale"]])
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["regenerate", "--stale"], ["explain", "in/a.jpg"]]
+)
 def test_what_asks_the_store_loads_nothing_heavy(tmp_path: Path, arguments: list[str]):
     # given a store that some daemon made, with a file that is done
     from phi4d.job import Arrival, Fingerprint, Kind
@@ -231,8 +233,10 @@ def test_what_asks_the_store_loads_nothing_heavy(tmp_path: Path, arguments: list
     with Store(tmp_path / "jobs.sqlite3") as store:
         store.add([Arrival("in", b"a.jpg", Kind.IMAGE, Fingerprint(1, 1, 1))])
         store.finish(store.claim([1], "cpu")[0])
+    arguments = [word.replace("in/", f"{tmp_path}/in/") for word in arguments]
     # when
     loaded = loaded_by(*arguments, "--config", str(tmp_path / "phi4d.toml"))
     # then
-    assert loaded & (HEAVY | {"inotify_simple", "httpx"}) == set()
+    watching = {"inotify_simple"} if arguments[0] == "explain" else set()  # asks for the rules
+    assert loaded & (HEAVY | {"inotify_simple", "httpx"}) == watching
     assert {"phi4d", "sqlite3"} <= loaded

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from phi4d.errors import EnvironmentFault, FileChanged, SourceFault
 from phi4d.inbox.place import Place
-from phi4d.inbox.rules import heard_of
+from phi4d.inbox.rules import worth_opening
 from phi4d.inbox.settle import Key, Look, Settler
 from phi4d.job import Arrival, Fingerprint, Inspection, Kind
 
@@ -61,10 +61,7 @@ class Intake:
 
     def worth(self, name: bytes) -> bool:
         """Whether a file of that name may be a picture or a recording."""
-        if self._by_name(name) is not None:
-            return True
-        stem, _, extension = name.rpartition(b".")
-        return not stem or not heard_of(extension)
+        return worth_opening(name, self._by_name)
 
     def look_at_due(self) -> None:
         """Look at files whose time is up; what is complete is handed on."""

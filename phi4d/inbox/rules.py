@@ -15,14 +15,14 @@ import functools
 import mimetypes
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pathspec import GitIgnoreSpec
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from phi4d.errors import ConfigError
-from phi4d.job import printable
+from phi4d.job import Kind, printable
 
 IGNORE_FILE = b".phi4dignore"
 LITTER: tuple[str, ...] = (
@@ -75,6 +75,19 @@ class Verdict:
 
 
 @functools.lru_cache(maxsize=4_096)
+def worth_opening(name: bytes, by_name: Callable[[bytes], Kind | None]) -> bool:
+    """Whether a file of that name may be a picture or a recording.
+
+    Args:
+        name: the file's name.
+        by_name: the kind that a name promises.
+    """
+    if by_name(name) is not None:
+        return True
+    stem, _, extension = name.rpartition(b".")
+    return not stem or not heard_of(extension)
+
+
 def heard_of(extension: bytes) -> bool:
     """Whether an extension, without its dot, stands for something, whatever that is.
 
