@@ -163,7 +163,7 @@ class TestWhatIsPassedOver:
         make_recording(tmp_path / "in/a.wav")
         told = explain("in/a.wav")
         assert facts(told)["content"] == "a WAV recording by its content"
-        assert facts(told)["passed over"].endswith("and its inbox takes pictures")
+        assert facts(told)["passed over"] == "it is a recording, and its inbox takes only pictures"
         assert told.advice == 'if it is to be taken, add "audio" to kinds of inbox "in"'
 
     def test_a_strange_file_without_an_extension(

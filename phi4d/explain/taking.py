@@ -21,7 +21,7 @@ _ENTRIES = {
     stat.S_IFCHR: "a device, which is never opened",
     stat.S_IFBLK: "a device, which is never opened",
 }
-_NOUNS = {Kind.IMAGE: "pictures", Kind.AUDIO: "recordings"}
+_NOUNS = {Kind.IMAGE: "picture", Kind.AUDIO: "recording"}
 _NO_LINK = "put the file itself there; a hard link will do"
 
 
@@ -102,9 +102,9 @@ def _say_content(told: Explanation, fingerprint: Fingerprint, root: inbox.Root, 
     if seen.kind is None:
         told.refuse("it is neither a picture nor a recording")
     elif seen.kind not in root.kinds:
-        takes = " and ".join(sorted(_NOUNS[kind] for kind in root.kinds))
+        takes = " and ".join(sorted(f"{_NOUNS[kind]}s" for kind in root.kinds))
         told.refuse(
-            f"it is one of the {_NOUNS[seen.kind]}, and its inbox takes {takes}",
+            f"it is a {_NOUNS[seen.kind]}, and its inbox takes only {takes}",
             f'if it is to be taken, add "{seen.kind}" to kinds of inbox "{root.name}"',
         )
     elif not seen.whole:
