@@ -122,6 +122,7 @@ class Daemon:
         self._engines: list[Engine] = []
         self._workers: list[Worker] = []
         self._watcher: Watcher | None = None
+        self._originals: Originals | None = None
         self._control: control.Server | None = None
         self.handlers: dict[str, control.Handler] = {
             "rescan": self._order_rescan,
@@ -133,6 +134,7 @@ class Daemon:
         self._hung = False
         self._said = ""
         self._outboxes = {box.name: os.fsencode(box.outbox_root()) for box in self._boxes}
+        self._disposes = {box.name: box.originals != "leave" for box in self._boxes}
         self._next_status = 0.0
 
     def start(self) -> None:
@@ -278,6 +280,7 @@ class Daemon:
     def _start_workers(self, pool: DecodePool, watcher: Watcher) -> None:
         config = self._config
         rules = {box.name: _rule(config, box) for box in self._boxes}
+        self._originals = Originals(self._store, rules, self._notices, watcher.root_fault)
         self._workers = make_workers(
             config,
             self._engines,
@@ -286,7 +289,7 @@ class Daemon:
             rules,
             self._pauses,
             self._on_result,
-            Originals(self._store, rules, self._notices, watcher.root_fault),
+            self._originals,
             Surroundings(watcher.root_fault, watcher.look),
         )
         for worker in self._workers:
@@ -294,16 +297,21 @@ class Daemon:
 
     def _take_in(self, found: list[Arrival]) -> None:
         """Files that are complete become jobs; those that have their sidecars already are done."""
-        done, new = [], []
+        done: dict[bool, list[tuple[Arrival, bytes | None, bytes | None]]] = {}
+        new = []
         for file in found:
             known = told.read(self._outboxes[file.inbox], file.path)
             if known is not None and known.is_about(file.fingerprint):
                 content = bytes.fromhex(known.content) if known.reusable else None
-                done.append((file, content, known.question))
+                done.setdefault(self._disposes[file.inbox], []).append(
+                    (file, content, known.question)
+                )
             else:
                 new.append(file)
-        if done and (n := self._store.adopt(done)):
+        if n := sum(self._store.adopt(some, original=due) for due, some in done.items()):
             log.info("%d files have their sidecars already", n)
+            if self._originals is not None:
+                self._originals.hurry()
         if self._store.add(new):
             names = [display_name(f.inbox, f.path) for f in new]
             log.debug("queued %d: %s", len(names), ", ".join(names[:5]))

@@ -38,12 +38,12 @@ SCRIPT = Path(__file__).with_name("fake_daemon.py")
 def write_config(tmp_path: Path, environment: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes a configuration of one inbox and returns its path."""
 
-    def write(more: str = "", outbox: str = "out") -> Path:
+    def write(more: str = "", outbox: str = "out", inbox: str = "") -> Path:
         (tmp_path / "in").mkdir(exist_ok=True)
         path = tmp_path / "phi4d.toml"
         path.write_text(
             'state_dir = "state"\nsettle_seconds = 0.05\npause_seconds = 0.05\n'
-            f'{more}\n[[inbox]]\npath = "in"\noutbox = "{outbox}"\n'
+            f'{more}\n[[inbox]]\npath = "in"\noutbox = "{outbox}"\n{inbox}\n'
         )
         return path
 
@@ -76,8 +76,10 @@ class House:
 def open_house(write_config: Callable[..., Path]) -> Iterator[Callable[..., House]]:
     with contextlib.ExitStack() as stack:
 
-        def start(more: str = "", engine: FakeEngine | None = None, outbox: str = "out") -> House:
-            config = configuration.load(config=write_config(more, outbox), environ={})
+        def start(
+            more: str = "", engine: FakeEngine | None = None, outbox: str = "out", inbox: str = ""
+        ) -> House:
+            config = configuration.load(config=write_config(more, outbox, inbox), environ={})
             opened = House(config, engine or FakeEngine())
             stack.callback(opened.daemon.stop)
             opened.daemon.start()
@@ -172,6 +174,52 @@ class TestLife:
         assert sidecars(tmp_path / "in") == {
             f"{n}.png{s}" for n in "ab" for s in ("", ".txt", ".json")
         }
+
+    @pytest.mark.parametrize("how", ["lost", "broken"])
+    def test_a_store_that_is_no_more_is_rebuilt_from_the_sidecars(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        caplog: pytest.LogCaptureFixture,
+        how: str,
+    ) -> None:
+        # given files that were done, and one that was not
+        caplog.set_level(logging.INFO, "phi4d")
+        for n in range(3):
+            make_picture(tmp_path / f"in/{n}.png", (n + 2, 5))
+        opened = open_house()
+        opened.wait_for(3)
+        opened.daemon.stop()
+        make_picture(tmp_path / "in/new.png", (9, 9))
+        make_picture(tmp_path / "in/0.png", (10, 10))  # replaced by another
+        # when the store is gone
+        store = tmp_path / "state/jobs.sqlite3"
+        store.unlink() if how == "lost" else store.write_bytes(b"no database" * 1000)
+        again = open_house()
+        again.wait_for(2)
+        # then only what is new is asked about
+        assert {job.name for job, _, _ in again.ended} == {"new.png", "0.png"}
+        assert counts(tmp_path / "state") == {"done": 4}
+        assert "2 files have their sidecars already" in caplog.text
+        assert len(list((tmp_path / "state").glob("*.broken-*"))) == (how == "broken")
+
+    def test_a_file_that_was_moved_away_and_is_put_back_is_moved_again(
+        self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        path = make_picture(tmp_path / "in/a.png")
+        more = f'originals = "move"\ndone_dir = "{tmp_path}/done"'
+        opened = open_house(inbox=more)
+        opened.wait_for(1)
+        opened.daemon.stop()
+        (tmp_path / "done/a.png").rename(path)
+        again = open_house(inbox=more)
+        while path.exists():
+            for worker in again.daemon._workers:
+                worker.wake()
+            assert again.daemon.tick() is None
+        assert (tmp_path / "done/a.png").exists()
+        assert again.engine.calls == []
 
     def test_an_outbox_that_cannot_be_made_pauses_and_heals(
         self,

@@ -252,6 +252,20 @@ class TestKnown:
         assert states(store) == {"dropped": 1, "done": 2}
         assert store.answered(22, b"q") == {b"c".hex(): ("in", b"a.jpg")}
 
+    def test_what_was_moved_away_and_is_put_back_is_new(self, store: Store) -> None:
+        store.add([arrival()])
+        (job,) = store.claim([1], "cpu")
+        store.finish(job, original=True)
+        assert store.known([("in", b"a.jpg", job.fingerprint)]) == [True]  # it is due, not gone
+        store.settle_original(job, "moved", b"/done/a.jpg")
+        assert store.known([("in", b"a.jpg", job.fingerprint)]) == [False]
+        assert store.adopt([(arrival(), b"c", b"q")], original=True) == 1
+        assert [found.path for found, _ in store.originals()] == [b"a.jpg"]
+        store.settle_original(job, "deleted")
+        assert store.add([arrival()]) == 1
+        assert states(store) == {"queued": 1}
+        assert store.originals() == []
+
 
 class TestWaits:
     def test_a_job_that_was_put_off_is_passed_over_until_it_is_due(

@@ -96,7 +96,9 @@ class Store:
     def known(self, files: Sequence[tuple[str, bytes, Fingerprint]]) -> list[bool]:
         """Whether the store has these very versions, as (inbox, path, fingerprint), one for each.
 
-        A version that was dropped, because another followed or it had gone, is not known.
+        A version that was dropped, because another followed or it had gone, is not known; nor is
+        one that was moved away or deleted when it was done with: whoever puts it back wants it
+        done.
 
         Raises:
             EnvironmentFault: the store cannot be read.
@@ -106,7 +108,7 @@ class Store:
             return [
                 find(
                     "SELECT 1 FROM job WHERE inbox = ? AND path = ? AND inode = ? AND size = ?"
-                    " AND mtime_ns = ? AND state <> 'dropped'",
+                    f" AND mtime_ns = ? AND NOT ({_GONE})",
                     (inbox, path, f.inode, f.size, f.mtime_ns),
                 ).fetchone()
                 is not None
@@ -127,23 +129,33 @@ class Store:
         """
         return self._add([(arrival, State.QUEUED, None, None) for arrival in arrivals])
 
-    def adopt(self, done: Iterable[tuple[Arrival, bytes | None, bytes | None]]) -> int:
+    def adopt(
+        self, done: Iterable[tuple[Arrival, bytes | None, bytes | None]], *, original: bool = False
+    ) -> int:
         """Take files over as done, because their sidecars stand there and are about them.
 
         Args:
             done: each file with its content's hash and its question, where they are known.
+            original: whether the source files are now to be moved or deleted.
 
         Returns:
             How many were new.
         """
-        return self._add([(each, State.DONE, content, asked) for each, content, asked in done])
+        return self._add(
+            [(each, State.DONE, content, asked) for each, content, asked in done],
+            "due" if original else None,
+        )
 
-    def _add(self, rows: list[tuple[Arrival, State, bytes | None, bytes | None]]) -> int:
+    def _add(
+        self,
+        rows: list[tuple[Arrival, State, bytes | None, bytes | None]],
+        original: str | None = None,
+    ) -> int:
         new = 0
         for begin in range(0, len(rows), ADD_ROWS):
             with self._write() as db:
-                for arrival, state, content, question in rows[begin : begin + ADD_ROWS]:
-                    new += self._add_one(db, arrival, state, content, question)
+                for row in rows[begin : begin + ADD_ROWS]:
+                    new += self._add_one(db, *row, original)
         return new
 
     def _add_one(
@@ -153,16 +165,17 @@ class Store:
         state: State,
         content: bytes | None,
         question: bytes | None,
+        original: str | None,
     ) -> int:
         now = self._clock()
         added = db.execute(
             "INSERT INTO job (inbox, path, kind, inode, size, mtime_ns, state, added, finished,"
-            " content, question) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            # a version that had gone and is back was never finished
-            " ON CONFLICT DO UPDATE SET state = excluded.state, added = excluded.added,"
-            " finished = excluded.finished, content = excluded.content,"
-            f" question = excluded.question, kind = excluded.kind, {_ANEW}"
-            " WHERE state = 'dropped' RETURNING id",
+            " content, question, original) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            # a version that had gone and is back begins anew
+            f" ON CONFLICT DO UPDATE SET {_ANEW}, state = excluded.state, added = excluded.added,"
+            " finished = excluded.finished, content = excluded.content, kind = excluded.kind,"
+            " question = excluded.question, original = excluded.original"
+            f" WHERE {_GONE} RETURNING id",
             (
                 a.inbox,
                 a.path,
@@ -175,6 +188,7 @@ class Store:
                 now if state is State.DONE else None,
                 content,
                 question,
+                original,
             ),
         ).fetchall()
         for (job_id,) in added:
@@ -440,7 +454,8 @@ class Store:
                 rows = db.execute(
                     f"SELECT id, path FROM job WHERE {these}"
                     if dry_run
-                    else f"UPDATE job SET state = 'queued', {how}, {_ANEW} WHERE {these}"
+                    else f"UPDATE job SET state = 'queued', original = NULL, {how}, {_ANEW}"
+                    f" WHERE {these}"
                     " RETURNING id, path",
                     (*values, some),
                 ).fetchall()
@@ -544,5 +559,6 @@ class Store:
 
 _ANEW = (
     "attempts = 0, crashes = 0, deaths = 0, waits = 0, next_try = 0, fault = NULL, phase = NULL,"
-    " reason = NULL, original = NULL, moved_to = NULL"
+    " reason = NULL, moved_to = NULL"
 )
+_GONE = "job.state = 'dropped' OR job.original IS NOT NULL AND job.original IN ('moved', 'deleted')"

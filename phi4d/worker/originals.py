@@ -56,6 +56,10 @@ class Originals:
         with self._turn, contextlib.suppress(EnvironmentFault):
             self._settle(job, state)
 
+    def hurry(self) -> None:
+        """There is something due that nobody has tried."""
+        self._next = self._clock()
+
     def settle_due(self) -> None:
         """Try again, now and then, what could not be done, or was due when the daemon ended.
 
