@@ -29,13 +29,13 @@ def polled_type(folder: bytes, mountinfo: Path = Path("/proc/self/mountinfo")) -
         real = os.readlink(b"/proc/self/fd/%d" % descriptor)
     finally:
         os.close(descriptor)
-    mount = next(line.split()[1] for line in info.splitlines() if line.startswith("mnt_id:"))
+    mount = re.search(r"^mnt_id:\s*(\d+)", info, re.MULTILINE)
     below = real.rstrip(b"/") + b"/"
     for line in mountinfo.read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
         fields, kind = before.split(b" "), after.split(b" ", 1)[0].decode()
         point = _ESCAPE.sub(lambda m: bytes([int(m[1], 8)]), fields[4])
-        here = fields[0].decode() == mount or point.startswith(below)
+        here = (mount and fields[0].decode() == mount[1]) or point.startswith(below)
         if here and (kind in POLLED or kind.startswith("fuse.")):
             return kind
     return None

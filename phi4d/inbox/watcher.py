@@ -243,7 +243,7 @@ class Watcher(threading.Thread):
             if path is None:
                 self._check(place)
                 place.again = True
-            else:
+            elif (inbox, path) not in self._settler:
                 self._settler.changed((inbox, path), self._clock())
 
     # ---- events ----
@@ -256,7 +256,7 @@ class Watcher(threading.Thread):
             place = self._places[watch.inbox]
             if not watch.path and mask & watches.ROOT_ENDS:
                 if mask & watches.IGNORED:
-                    place.state = None  # the same inode may have been given to another folder
+                    self._drop(place)  # the same inode may have been given to another folder
                 self._check(place)
             elif mask & watches.UNMOUNT:
                 place.again = True  # what lay below a mount within the inbox has come to light
@@ -404,15 +404,13 @@ class Watcher(threading.Thread):
         if failed:
             error = next(reversed(failed.values()))
             key = "instances" if error.errno in (errno.EMFILE, errno.ENFILE) else "watches"
-            limit = Path(f"/proc/sys/fs/inotify/max_user_{key}")
             watched = self._watches.count(place.name)
             self._troubles.say(
                 place.name,
                 _LIMIT,
                 f"{watched} of {watched + len(failed)} folders are watched, for the rest: "
-                f"{error.strerror}; raise fs.inotify.max_user_{key}, which is "
-                f"{limit.read_text().strip()}, with sysctl -w: until then the inbox is looked "
-                f"through every {self._poll_seconds:g} s",
+                f"{error.strerror}; raise fs.inotify.max_user_{key}{_now(key)} with sysctl -w: "
+                f"until then the inbox is looked through every {self._poll_seconds:g} s",
             )
             place.limited = True
             place.next_scan = min(place.next_scan, self._clock() + self._poll_seconds)
@@ -428,9 +426,7 @@ class Watcher(threading.Thread):
         if place.state is not None and place.state.identity == now.identity and not now.fault:
             return
         fault = now.fault or place.lost(now)
-        if place.state is not None:
-            self._watches.forget(place.name)
-            place.state = place.scan = None
+        self._drop(place)
         if fault:
             self._troubles.say(place.name, _ROOT, fault)
             return
@@ -446,6 +442,11 @@ class Watcher(threading.Thread):
         self.caught_up.clear()
         self._choose(place)
         self._troubles.heal(place.name, _ROOT, f"{printable(place.root.path)} works again")
+
+    def _drop(self, place: Place) -> None:
+        """The folder is not to be used as it was."""
+        self._watches.forget(place.name)
+        place.state = place.scan = None
 
     def _choose(self, place: Place) -> None:
         try:
@@ -464,6 +465,13 @@ class Watcher(threading.Thread):
         place.owes = True
         place.next_scan = min(place.next_scan, self._clock() + self._poll_seconds)
         self._troubles.say(inbox, _STORE, f"{fault}; new files wait for the next comparison")
+
+
+def _now(key: str) -> str:
+    try:
+        return f" ({Path(f'/proc/sys/fs/inotify/max_user_{key}').read_text().strip()} now)"
+    except OSError:  # a service may be denied this part of /proc
+        return ""
 
 
 def _has_ended(steps: Iterator[None]) -> bool:

@@ -72,6 +72,23 @@ class TestReplaced:
             write(bench.folder / f"{n}.jpg")
             assert b"%d.jpg" % n in bench.run()
 
+    def test_one_that_goes_in_the_middle_of_a_comparison_leaves_the_watcher_at_rest(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("phi4d.inbox.scan.STEP", 1)
+        for n in range(5):
+            (bench.folder / f"{n}.txt").touch()
+        bench.run()
+        bench.watcher.rescan()
+        bench.watcher.turn(0.0)
+        assert bench.watcher._places["in"].scan is not None
+        for watch in list(bench.watcher._watches._by_number.values()):
+            bench.watcher._watches._end(watch)  # only this end is told, as after an overflow
+        shutil.rmtree(bench.folder)
+        bench.run()
+        assert bench.watcher._leisure() > 0
+        assert bench.watcher.caught_up.is_set()
+
     def test_files_that_waited_are_not_lost(self, bench: Bench) -> None:
         write(bench.folder / "a.jpg")
         bench.watcher.turn(0.0)

@@ -390,6 +390,14 @@ class TestReconciliation:
         bench.watcher.look("in", b"a.jpg")
         assert bench.after(2 * SETTLE) == [b"a.jpg"]
 
+    def test_a_look_at_a_file_that_is_being_written_does_not_hurry_it(self, bench: Bench) -> None:
+        with (bench.folder / "a.jpg").open("wb", buffering=0) as file:
+            file.write(b"x")
+            bench.run()
+            bench.watcher.look("in", b"a.jpg")
+            assert bench.after(SETTLE_MAX / 2) == []
+        assert bench.run() == [b"a.jpg"]
+
     def test_events_are_served_between_the_steps_of_a_comparison(
         self, folder: Path, make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
     ) -> None:
