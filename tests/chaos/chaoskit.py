@@ -32,6 +32,8 @@ TEMP_PREFIX = ".phi4d-"
 WAIT_S = 120.0
 """until a script gives up on something that must happen"""
 POLL_S = 0.01
+ASKED_B = 24
+"""about how long a line in the file of questions is"""
 _SPEECH = (HERE.parents[1] / "phi4d" / "demo" / "samples" / "digits-16k.wav").read_bytes()[44:]
 
 
@@ -199,7 +201,7 @@ class Scene:
             return db.execute(f"SELECT {columns} FROM job WHERE {where}").fetchall()  # noqa: S608
 
     def asked_bytes(self) -> int:
-        """Size of the file of questions: some eight bytes for each."""
+        """Size of the file of questions: some `ASKED_B` for each."""
         return self.asked.stat().st_size if self.asked.exists() else 0
 
     def states(self) -> dict[str, int]:

@@ -75,7 +75,8 @@ class Bench:
         self._scenes += 1
         # one worker with one decode process: a thread's calls are much the same in each run
         keys = "decode_processes = 1\nbatch_size = 3\nmax_attempts = 100"
-        scene = Scene(self._folder / str(self._scenes), keys=keys)
+        # what could not be put into the store is found again by the next comparison
+        scene = Scene(self._folder / str(self._scenes), keys=keys, rescan_seconds=1)
         sender = Sender(scene.inbox, seed=5, replaced=0, recordings=0.3)
         for _ in range(FILES):
             sender.send()
@@ -195,7 +196,9 @@ def fail(bench: Bench, point: Point, error: str, ends: Counter[str]) -> list[str
         if "Traceback" in scene.log.read_text():
             how += " and a traceback"
     ends[how] += 1
-    if again := scene.once(life="again"):
+    with scene.start("--once", life="again", fresh_log=False) as running:
+        again = running.wait()
+    if again:
         wrong.append(f"the second daemon ended with exit code {again}")
     wrong += verdict(scene, sender.newest)
     return tidied(scene, wrong) if hit else None

@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from chaoskit import Eyes, Memory, Scene, Sender, report, verdict
+from chaoskit import ASKED_B, Eyes, Memory, Scene, Sender, report, verdict
 
 START_S = 0.5
 """about how long a start takes"""
@@ -93,7 +93,7 @@ def torment(scene: Scene, args: argparse.Namespace) -> int:
                 else:
                     running.until_ready()
                     enough = chance.randint(1, 2 * args.jobs // args.kills)
-                    wait_for_answers(scene, scene.asked_bytes() + 8 * enough)
+                    wait_for_answers(scene, scene.asked_bytes() + ASKED_B * enough)
                     time.sleep(chance.random() * 0.02)
                 children = chance.random() < 0.5
                 lives["with its decode processes" if children else "the daemon alone"] += 1

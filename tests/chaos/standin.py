@@ -1,12 +1,14 @@
 """The daemon that the chaos scripts torment: all of phi4d, and a stand-in in the model's place.
 
     python tests/chaos/standin.py CONFIG [--once] [--asked FILE --life NAME] [--threads FILE]
-                                  [--hold THREAD --go FILE]
+                                  [--hold THREAD --go FILE] [--calls N] [--busy N]
 
 The stand-in answers `number N` about a picture of `chaoskit.picture(N)`. With ``--asked`` it first
-appends ``LIFE N`` to a file: that outlives a kill and tells what was asked how often. With
-``--threads`` each thread appends its id and name. With ``--hold`` the thread of that name waits,
-before it does anything, until a file is there: so that strace can be attached to it alone.
+appends ``LIFE N NANOSECONDS`` (of CLOCK_MONOTONIC) to a file: that outlives a kill and tells what
+was asked how often, and when. With ``--threads`` each thread appends its id and name. With
+``--hold`` the thread of that name waits, before it does anything, until a file is there: so that
+strace can be attached to it alone. With ``--calls`` no more calls than that are answered, and the
+next one lasts. With ``--busy`` so many threads do nothing but hold up the others.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -40,6 +42,12 @@ def enter_thread(threads: Path | None, hold: str, go: Path | None) -> None:
         time.sleep(HOLD_POLL_S)
 
 
+def hold_up() -> None:
+    """Use all the time that the interpreter gives."""
+    while True:
+        sum(range(1000))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("config", type=Path)
@@ -49,6 +57,8 @@ def main() -> int:
     parser.add_argument("--threads", type=Path)
     parser.add_argument("--hold", default="")
     parser.add_argument("--go", type=Path)
+    parser.add_argument("--calls", type=int)
+    parser.add_argument("--busy", type=int, default=0)
     args = parser.parse_args()
 
     def at_first_event(_frame: FrameType, _event: str, _arg: object) -> None:
@@ -63,23 +73,40 @@ def main() -> int:
     from phi4d.config import Config
     from phi4d.engine import Engine
     from phi4d.engine.fake import FakeEngine, describe
-    from phi4d.job import Kind, Request
+    from phi4d.errors import EXIT_FAILURE, Phi4dError
+    from phi4d.job import Completion, Kind, Request
 
     def answer(request: Request) -> str:
         if request.kind is not Kind.IMAGE:
             return describe(request)
         number = int.from_bytes(request.media.reshape(-1)[:6].tobytes(), "big")
         if args.asked:
-            append(args.asked, f"{args.life} {number}")
+            append(args.asked, f"{args.life} {number} {time.monotonic_ns()}")
         return f"number {number}"
+
+    class Engaged(FakeEngine):
+        """Answers so many calls and no more."""
+
+        def generate(
+            self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
+        ) -> list[Completion]:
+            if args.calls is not None and len(self.calls) >= args.calls:
+                self.gate = threading.Event()
+            return super().generate(requests, on_step=on_step)
 
     def engines(settled: Config) -> Iterator[Engine]:
         for device in settled.device.split(","):
-            yield FakeEngine(device=device, answer=answer)
+            yield Engaged(device=device, answer=answer)
 
+    for _ in range(args.busy):
+        threading.Thread(target=hold_up, daemon=True).start()
     settled = config.load(config=args.config, environ={})
     log.setup(logging.DEBUG if settled.debug else logging.INFO)
-    return daemon.run(settled, once=args.once, daemon=daemon.Daemon(settled, engines=engines))
+    try:
+        return daemon.run(settled, once=args.once, daemon=daemon.Daemon(settled, engines=engines))
+    except Phi4dError as error:  # as the command line does
+        logging.getLogger("phi4d").error("%s", error)  # noqa: TRY400
+        return EXIT_FAILURE
 
 
 if __name__ == "__main__":

@@ -417,18 +417,22 @@ def main() -> int:
     enter()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="phi4d-around-"))
     begun = time.monotonic()
-    rows: list[tuple[str, object]] = []
+    mended = 0
     violations: list[str] = []
     for name in chosen:
         try:
             trouble, wrong = torment(SCENARIOS[name], folder / name.replace(" ", "-"))
         except AssertionError as error:
             trouble, wrong = [], [str(error)]
-        rows.append((name, "violated" if wrong else f"mended; said: {trouble[0]}"))
-        print("{}: {}".format(*rows[-1]), flush=True)
+        mended += not wrong
+        print(f"{name}: {'violated' if wrong else f'mended; said: {trouble[0]}'}", flush=True)
         violations += [f"{name}: {each}" for each in wrong]
     print()
-    rows.append(("seconds", round(time.monotonic() - begun)))
+    rows: list[tuple[str, object]] = [
+        ("scenarios", len(chosen)),
+        ("mended, and all done by itself", mended),
+        ("seconds", round(time.monotonic() - begun)),
+    ]
     code = report(rows, violations)
     if code == 0 and not args.folder:
         shutil.rmtree(folder, ignore_errors=True)  # mount points are still busy
