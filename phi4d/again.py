@@ -171,9 +171,10 @@ def _listed(box: Inbox, folder: bytes) -> list[bytes]:
 
 def _take(order: Order, store: Store, box: Inbox, relative: bytes, asked: Asked) -> Chosen:
     state = State.DONE if order.anew else State.FAILED
-    for job in store.gone(state, box.name, relative):
-        if _is_there(box, job):
-            store.came_back(job)
+    if not order.dry_run:
+        for job in store.gone(state, box.name, relative):
+            if _is_there(box, job):
+                store.came_back(job)
     if not order.anew:
         return store.retry(box.name, relative)
     if not order.stale:

@@ -358,10 +358,10 @@ class Daemon:
                 for job, reason in blocked:
                     log.error("%s still waits: %s", display_name(job.inbox, job.path), reason)
                 if not self._store.busy(names):
-                    due = {job.inbox for job, _ in self._store.originals()} & {*names}
                     stuck = self._notices.about("originals")
-                    if due - stuck.keys():
+                    if self._store.originals([name for name in names if name not in stuck], 1):
                         return None  # a worker is at it
+                    due = [name for name in stuck if self._store.originals([name], 1)]
                     for name in due:
                         log.error('inbox "%s": originals stay: %s', name, stuck[name])
                     return EXIT_LATER if blocked or due else EXIT_OK

@@ -45,8 +45,23 @@ def write(
         (names.sidecar(name, names.RECORD), told),
     ]
     written = atomic.write_all(folder, files)
-    atomic.remove(folder, names.sidecar(name, names.ERROR))
+    _remove_error(folder, name)
     return written
+
+
+def clear_error(job: Job, outbox: bytes) -> None:
+    """Remove the error record of a job whose sidecars are safe, if there is one.
+
+    Raises:
+        EnvironmentFault: it is there, and cannot be removed now.
+    """
+    _remove_error(*os.path.split(os.path.join(outbox, job.path)))
+
+
+def _remove_error(folder: bytes, name: bytes) -> None:
+    record = names.sidecar(name, names.ERROR)
+    if foreign.is_ours(os.path.join(folder, record)):
+        atomic.remove(folder, record)
 
 
 def write_error(
@@ -68,9 +83,11 @@ def write_error(
 
     Raises:
         EnvironmentFault: the outbox cannot be written now.
-        FileError: the path of the record is too long, or something is in its place.
+        FileError: the path of the record is too long, or something that is not phi4d's is in its
+            place.
     """
     folder, name = _place(job, outbox)
+    foreign.refuse_error(folder, name)
     told = error.render(job, fault=fault, phase=phase, message=message, began=began, now=now)
     return atomic.write(folder, names.sidecar(name, names.ERROR), told)
 

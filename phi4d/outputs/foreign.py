@@ -32,7 +32,7 @@ def refuse(job: Job, folder: bytes, name: bytes, text: bytes) -> None:
         FileError: a file is in the way, and somebody would miss it.
     """
     record = os.path.join(folder, names.sidecar(name, names.RECORD))
-    ours = _is_ours(record)
+    ours = is_ours(record)
     if ours is False:
         raise _in_the_way(record)
     if ours is None and job.attempts < 2:
@@ -41,7 +41,18 @@ def refuse(job: Job, folder: bytes, name: bytes, text: bytes) -> None:
             raise _in_the_way(path)
 
 
-def _is_ours(path: bytes) -> bool | None:
+def refuse_error(folder: bytes, name: bytes) -> None:
+    """Look whether what stands in the place of a file's error record is phi4d's.
+
+    Raises:
+        FileError: it is somebody's.
+    """
+    record = os.path.join(folder, names.sidecar(name, names.ERROR))
+    if is_ours(record) is False:
+        raise _in_the_way(record)
+
+
+def is_ours(path: bytes) -> bool | None:
     """Whether a record is phi4d's; None: there is none, or it cannot be read now."""
     try:
         record = json.loads(bytes_of(path))

@@ -192,6 +192,12 @@ class Store:
             ),
         ).fetchall()
         for (job_id,) in added:
+            # what was set aside earlier is of no interest: a file that is written over and over
+            # would leave a row each time
+            db.execute(
+                "DELETE FROM job WHERE inbox = ? AND path = ? AND id <> ? AND state = 'dropped'",
+                (a.inbox, a.path, job_id),
+            )
             db.execute(
                 "UPDATE job SET state = 'dropped', reason = 'a newer version followed',"
                 " finished = ?, original = NULL WHERE inbox = ? AND path = ? AND id <> ?"
@@ -377,12 +383,17 @@ class Store:
 
     # ---- originals
 
-    def originals(self, limit: int = 100) -> list[tuple[Job, State]]:
-        """Jobs whose source files are due to be moved or deleted, and how they ended."""
+    def originals(self, inboxes: Sequence[str], limit: int = 100) -> list[tuple[Job, State]]:
+        """Jobs of some inboxes whose originals are due to be moved or deleted, and how they ended.
+
+        Those of other inboxes, where it cannot be done now, do not stand in the way.
+        """
+        marks = ",".join("?" * len(inboxes))
         with self._read() as db:
             rows = db.execute(
-                f"SELECT {JOB_COLUMNS}, state FROM job WHERE original = 'due' ORDER BY id LIMIT ?",
-                (limit,),
+                f"SELECT {JOB_COLUMNS}, state FROM job WHERE original = 'due'"
+                f" AND +inbox IN ({marks}) ORDER BY id LIMIT ?",
+                (*inboxes, limit),
             ).fetchall()
         return [(job(row[:-1]), State(row[-1])) for row in rows]
 

@@ -56,6 +56,7 @@ class Endings:
         surroundings: who knows the inboxes.
         stopping: set when the worker is to take nothing new.
         alive: a sign of life, for while the store is waited for.
+        beat: the same, for while a large original is copied; may raise `Stopped`.
         retry_seconds: the first wait of a job that is put off.
         max_attempts: starts without an end after which a job is given up.
         on_result: called after a job has ended, with its result if it was done.
@@ -71,6 +72,7 @@ class Endings:
         surroundings: Surroundings,
         stopping: threading.Event,
         alive: Callable[[], None],
+        beat: Callable[[], None],
         *,
         retry_seconds: float,
         max_attempts: int,
@@ -84,6 +86,7 @@ class Endings:
         self._surroundings = surroundings
         self._stopping = stopping
         self._alive = alive
+        self._beat = beat
         self._retry_seconds = retry_seconds
         self._max_attempts = max_attempts
         self._on_result = on_result
@@ -174,13 +177,15 @@ class Endings:
         ):
             return False
         task.digest = known.content
-        self._finish(task, known.result, "its sidecars were safe before phi4d ended")
-        return True
+        with self.faults_of(task, "write"):
+            outputs.clear_error(task.job, task.rule.outbox)
+            self._finish(task, known.result, "its sidecars were safe before phi4d ended")
+        return task.ended
 
     def _finish(self, task: Task, result: Result, words: str) -> None:
         reusable = task.digest and result.is_whole
         due = task.rule.originals != "leave"
-        self._persist(
+        is_told = self._persist(
             self._store.finish,
             task.job,
             content=bytes.fromhex(task.digest) if reusable else None,
@@ -188,11 +193,18 @@ class Endings:
             original=due,
         )
         self._ended(task, result, f"done: {words}", logging.INFO)
-        if due:
-            self._originals.settle(task.job, State.DONE)
+        if due and is_told:
+            self._originals.settle(task.job, State.DONE, self._beat)
 
     def give_up(self, task: Task, fault: str, phase: str, reason: str) -> None:
-        """Fail a job, with a record beside its sidecars that says why."""
+        """Fail a job, with a record beside its sidecars that says why.
+
+        What failed of a version that is no longer there is of no interest: the job is dropped, and
+        the newer version's sidecars get no record of it beside them.
+        """
+        if not _is_still(task.source, task.job.fingerprint):
+            self._changed(task, FileChanged("it changed while it was worked on"))
+            return
         now = time.time()
         try:
             outputs.write_error(
@@ -212,10 +224,10 @@ class Endings:
             reason = f"{reason} (and no record of it: {error})"
         # only what is the file's own fault is moved away
         due = fault == FileError.fault and task.rule.failed_dir is not None
-        self._persist(self._store.fail, task.job, fault, reason, phase, original=due)
+        is_told = self._persist(self._store.fail, task.job, fault, reason, phase, original=due)
         self._ended(task, None, f"failed: {reason}", logging.ERROR, fault)
-        if due:
-            self._originals.settle(task.job, State.FAILED)
+        if due and is_told:
+            self._originals.settle(task.job, State.FAILED, self._beat)
 
     def unexpected(self, tasks: Iterable[Task], error: Exception) -> None:
         """A fault of ours: each of these jobs is tried alone, a bounded number of times."""
@@ -267,10 +279,13 @@ class Endings:
         if self._on_result:
             self._on_result(task.job, result, words)
 
-    def _persist(self, change: Callable[..., bool], *args: Any, **options: Any) -> None:
+    def _persist(self, change: Callable[..., bool], *args: Any, **options: Any) -> bool:
         """Make a change in the store, waiting for its disk if need be.
 
         Given up only at a stop: the job is then found running, and done again, at the next start.
+
+        Returns:
+            Whether the change was made; where it was not, the source file must stay.
         """
         said = False
         while True:
@@ -282,9 +297,9 @@ class Endings:
                     said = True
                 self._alive()
                 if self._stopping.wait(STORE_SECONDS):
-                    return
+                    return False
             else:
-                return
+                return True
 
 
 def _is_still(path: bytes, fingerprint: Fingerprint) -> bool:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from phi4d.errors import EnvironmentFault, FileChanged
+from phi4d.errors import EnvironmentFault, FileChanged, Stopped
 from phi4d.job import Job, State, display_name, printable
 from phi4d.notices import Notices
 from phi4d.outputs import originals
@@ -18,6 +18,12 @@ from phi4d.task import Rule
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 30.0  # how often what could not be moved is tried again
+AT_ONCE = 100  # of those that are due, between two looks for files that want an answer
+TURN_SECONDS = 1.0  # how often somebody who waits for another's move gives a sign of life
+
+
+def _nobody_waits() -> None:
+    pass
 
 
 class Originals:
@@ -50,42 +56,69 @@ class Originals:
         self._turn = threading.Lock()
         self._next = clock()
         self._faults: dict[str, str] = {}
+        self._stuck: set[str] = set()
+        """inboxes whose files could not be moved in this round of `settle_due`"""
 
-    def settle(self, job: Job, state: State) -> None:
-        """Do with a job's source file what its inbox wants; if it cannot be done now, later."""
-        with self._turn, contextlib.suppress(EnvironmentFault):
-            self._settle(job, state)
+    def settle(self, job: Job, state: State, on_wait: Callable[[], None] = _nobody_waits) -> None:
+        """Do with a job's source file what its inbox wants; if it cannot be done now, later.
+
+        Args:
+            job: the job.
+            state: how it ended.
+            on_wait: called now and then while a large file is copied, by whoever; may raise
+                `Stopped`, and then it is done later.
+        """
+        with contextlib.suppress(EnvironmentFault, Stopped):
+            while not self._turn.acquire(timeout=TURN_SECONDS):
+                on_wait()
+            try:
+                self._settle(job, state, on_wait)
+            finally:
+                self._turn.release()
 
     def hurry(self) -> None:
         """There is something due that nobody has tried."""
         self._next = self._clock()
 
-    def settle_due(self) -> None:
+    def settle_due(self, on_wait: Callable[[], None] = _nobody_waits) -> None:
         """Try again, now and then, what could not be done, or was due when the daemon ended.
+
+        A few at a time; while there are more, the next call goes on.
+
+        Args:
+            on_wait: as for `settle`.
 
         Raises:
             EnvironmentFault: the store cannot be read.
+            Stopped: by `on_wait`.
         """
         if self._clock() < self._next or not self._turn.acquire(blocking=False):
             return
         try:
-            self._next = self._clock() + AGAIN_SECONDS
-            stuck: set[str] = set()
-            for job, state in self._store.originals():
-                if job.inbox in self.rules and job.inbox not in stuck:
+            if not self._stuck:
+                self._next = self._clock() + AGAIN_SECONDS
+            inboxes = [name for name in self.rules if name not in self._stuck]
+            due = self._store.originals(inboxes, AT_ONCE)
+            for job, state in due:
+                if job.inbox not in self._stuck:
                     try:
-                        self._settle(job, state)
+                        self._settle(job, state, on_wait)
                     except EnvironmentFault:
-                        stuck.add(job.inbox)
+                        self._stuck.add(job.inbox)
+            if len(due) == AT_ONCE:
+                self._next = self._clock()  # there may be more: files come between
+            else:
+                self._stuck.clear()
+                self._next = self._clock() + AGAIN_SECONDS
         finally:
             self._turn.release()
 
-    def _settle(self, job: Job, state: State) -> None:
+    def _settle(self, job: Job, state: State, on_wait: Callable[[], None]) -> None:
         rule = self.rules[job.inbox]
         try:
             if missing := self._root_fault(job.inbox):
                 raise EnvironmentFault(missing)
-            became, place = _settled(job, state, rule)
+            became, place = _settled(job, state, rule, on_wait)
         except FileChanged:
             became, place = "kept", None  # a newer version is there, and another job
         except EnvironmentFault as fault:
@@ -106,7 +139,9 @@ class Originals:
         )
 
 
-def _settled(job: Job, state: State, rule: Rule) -> tuple[str, bytes | None]:
+def _settled(
+    job: Job, state: State, rule: Rule, on_wait: Callable[[], None]
+) -> tuple[str, bytes | None]:
     """What became of a source file, and where it is now if it was moved."""
     source = rule.source(job)
     folder = rule.failed_dir if state is State.FAILED else rule.done_dir
@@ -115,4 +150,4 @@ def _settled(job: Job, state: State, rule: Rule) -> tuple[str, bytes | None]:
         return "deleted", None
     if folder is None or (state is State.DONE and rule.originals != "move"):
         return "kept", None  # the configuration has changed meanwhile
-    return "moved", originals.move(source, job.fingerprint, folder, job.path)
+    return "moved", originals.move(source, job.fingerprint, folder, job.path, on_wait=on_wait)

@@ -101,6 +101,7 @@ class Worker(threading.Thread):
             surroundings,
             self._stopping,
             self._alive,
+            self.beat,
             retry_seconds=retry_seconds,
             max_attempts=max_attempts,
             on_result=on_result,
@@ -163,7 +164,7 @@ class Worker(threading.Thread):
     def _take(self) -> list[Task]:
         """Claim what comes next; empty when there is nothing to do."""
         try:
-            self._originals.settle_due()
+            self._originals.settle_due(self.beat)
             paused = self._pauses.paused(self._clock())
             inboxes = [name for name in self._rules if name not in paused]
             refused = self._slots.refused(self._engine.device)
@@ -178,6 +179,8 @@ class Worker(threading.Thread):
         except EnvironmentFault as fault:
             log.warning("%s", fault)
             self._stopping.wait(IDLE_SECONDS)
+            return []
+        except Stopped:  # while a large original was copied
             return []
         tasks = [self._task(job) for job in claimed]
         return [

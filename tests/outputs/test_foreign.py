@@ -67,3 +67,16 @@ def test_our_own_of_another_version_are_replaced(tmp_path: Path):
 
     assert (tmp_path / "IMG.JPG.txt").read_text() == "a dog\n"
     assert json.loads((tmp_path / "IMG.JPG.json").read_text())["source_bytes"] == 2_001
+
+
+def test_an_error_record_of_somebody_else_stays(tmp_path: Path):
+    theirs = tmp_path / "IMG.JPG.error.json"
+    theirs.write_text('{"mine": true}')
+
+    with pytest.raises(FileError, match=r"IMG\.JPG\.error\.json is in the way"):
+        outputs.write_error(
+            JOB, os.fsencode(tmp_path), fault="file", phase="decode", message="", began=0, now=1
+        )
+    outputs.write(JOB, RESULT, os.fsencode(tmp_path))
+
+    assert theirs.read_text() == '{"mine": true}'

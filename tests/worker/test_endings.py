@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import pytest
 from deskkit import WAIT_SECONDS, Desk
 
 from phi4d.engine.fake import FakeEngine
-from phi4d.errors import DecoderDied, SourceFault
+from phi4d.errors import DecoderDied, EnvironmentFault, SourceFault, Stopped
 from phi4d.job import Kind, State
 from phi4d.media.pool import DecodePool
 from phi4d.outputs import originals
@@ -97,6 +98,18 @@ class TestQuarantine:
         desk.add(path)
         desk.wait_for(2)
         assert sorted(os.listdir(desk.outbox)) == ["a.png.json", "a.png.txt"]
+
+    def test_what_failed_of_an_older_version_is_of_no_interest(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        path = desk.inbox / "a.png"
+        path.write_bytes(b"this is no picture")
+        desk.add(path)
+        make_picture(desk.inbox / "new.png").rename(path)
+        desk.start(FakeEngine(), max_attempts=0)
+        desk.wait_for(1)
+        assert row(desk, "a.png").state is State.DROPPED
+        assert os.listdir(desk.outbox) == []
 
     def test_a_retry_takes_it_up_again(self, desk: Desk) -> None:
         path = desk.inbox / "a.png"
@@ -246,7 +259,7 @@ class TestInboxGone:
         desk.start(FakeEngine(), surroundings=Surroundings(changed=changed))
         desk.wait_for(2)
         assert told == [("in", b"a.png")]
-        assert desk.counts() == {"dropped": 1, "done": 1}
+        assert desk.counts() == {"done": 1}
 
 
 class TestDoneBefore:
@@ -290,6 +303,14 @@ class TestDoneBefore:
         killed.start(engine)
         killed.wait_for(2)
         assert len(engine.calls) == 1
+
+    def test_the_record_of_an_earlier_failure_goes(self, killed: Desk) -> None:
+        (killed.outbox / "a.png.error.json").write_text('{"phi4d": "0", "source": "a.png"}')
+        engine = FakeEngine()
+        killed.start(engine)
+        killed.wait_for(2)
+        assert engine.calls == []
+        assert not (killed.outbox / "a.png.error.json").exists()
 
 
 class TestReuse:
@@ -505,11 +526,84 @@ class TestOriginals:
             desk.store, {"in": rule}, root_fault=lambda _: faults[0] if faults else None
         )
         found.settle(job, State.DONE)
-        assert desk.store.originals() == [(job, State.DONE)]
+        assert desk.store.originals(["in"]) == [(job, State.DONE)]
         faults.clear()
         found.settle(job, State.DONE)
-        assert desk.store.originals() == []
+        assert desk.store.originals(["in"]) == []
         assert not (desk.inbox / "a.png").exists()
+
+    def test_many_that_are_due_do_not_wait_for_each_other_nor_for_an_inbox_that_is_stuck(
+        self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("phi4d.worker.originals.AT_ONCE", 2)
+        paths = [make_picture(desk.inbox / f"{n}.png", (n, 5)) for n in range(1, 6)]
+        for inbox in ("stuck", "unknown", "in"):
+            desk.add(*paths, inbox=inbox)
+        for job in desk.store.claim(range(1, 16), "cpu"):
+            desk.store.finish(job, original=True)
+        rule = Rule(
+            os.fsencode(desk.inbox), os.fsencode(desk.outbox), desk.prompts, originals="delete"
+        )
+        found = Originals(
+            desk.store,
+            {"stuck": rule, "in": rule},
+            root_fault=lambda inbox: "is not mounted" if inbox == "stuck" else None,
+            clock=lambda: 0.0,
+        )
+        for _ in range(4):
+            found.settle_due()
+        assert desk.store.originals(["in"]) == []
+        assert len(desk.store.originals(["stuck", "unknown"])) == 10
+        assert os.listdir(desk.inbox) == []
+
+    def test_a_sign_of_life_is_given_while_one_is_copied_and_a_stop_ends_it(
+        self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done = desk.inbox.with_name("done")
+        done.mkdir()
+        path = make_picture(desk.inbox / "a.png")
+        desk.add(path)
+        (job,) = desk.store.claim([1], "cpu")
+        desk.store.finish(job, original=True)
+        rule = Rule(
+            os.fsencode(desk.inbox),
+            os.fsencode(desk.outbox),
+            desk.prompts,
+            originals="move",
+            done_dir=os.fsencode(done),
+        )
+
+        def other_file_system(*_: object) -> None:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+        monkeypatch.setattr(originals, "_rename_new", other_file_system)
+
+        def beat() -> None:
+            raise Stopped("the daemon is stopping")
+
+        found = Originals(desk.store, {"in": rule})
+        found.settle(job, State.DONE, beat)
+        assert path.exists()
+        assert os.listdir(done) == []
+        assert desk.store.originals(["in"]) == [(job, State.DONE)]
+
+    def test_it_stays_when_the_store_was_not_told(
+        self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = make_picture(desk.inbox / "a.png")
+        desk.add(path)
+        desk.rule = {"originals": "delete"}
+
+        def full(*_: object, **__: object) -> bool:
+            worker.stop()
+            raise EnvironmentFault("the store cannot be written: disk full")
+
+        monkeypatch.setattr(desk.store, "finish", full)
+        worker = desk.start(FakeEngine())
+        worker.join(WAIT_SECONDS)
+        assert not worker.is_alive()
+        assert row(desk, "a.png").state is State.RUNNING
+        assert path.exists()
 
     def test_a_newer_version_is_not_moved_in_place_of_the_older(
         self, desk: Desk, make_picture: Callable[..., Path]
