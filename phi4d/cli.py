@@ -140,7 +140,7 @@ def run(
         options["inbox"] = [table]
     elif outbox is not None:
         _refuse("--outbox goes with --inbox")
-    with _Refusals():
+    with _Refusals(EXIT_LATER):
         settled = _load(config, config_file, options)
         import logging
 
@@ -485,7 +485,14 @@ def _load(config: Path | None, config_file: Path | None, options: dict[str, Any]
 
 
 class _Refusals:
-    """What goes wrong on purpose becomes lines on stderr and an exit code, not a traceback."""
+    """What goes wrong on purpose becomes lines on stderr and an exit code, not a traceback.
+
+    Args:
+        surroundings: the exit code when the surroundings are at fault.
+    """
+
+    def __init__(self, surroundings: int = EXIT_FAILURE) -> None:
+        self._surroundings = surroundings
 
     def __enter__(self) -> None:
         return None
@@ -497,6 +504,8 @@ class _Refusals:
             raise typer.Exit(EXIT_CONFIG) from None
         if isinstance(error, Phi4dError):
             typer.echo(f"phi4d: {error}", err=True)
+            if isinstance(error, EnvironmentFault):
+                raise typer.Exit(self._surroundings) from None
             lost = isinstance(error, DeviceLost)
             raise typer.Exit(EXIT_DEVICE if lost else EXIT_FAILURE) from None
 

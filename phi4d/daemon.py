@@ -22,6 +22,7 @@ from phi4d.errors import (
     DeviceLost,
     EnvironmentFault,
     Stopped,
+    refusal,
 )
 from phi4d.inbox import Watcher, roots
 from phi4d.job import Arrival, Job, Kind, Result, Sampling, display_name
@@ -134,7 +135,7 @@ class Daemon:
         self._hung = False
         self._said = ""
         self._outboxes = {box.name: os.fsencode(box.outbox_root()) for box in self._boxes}
-        self._disposes = {box.name: box.originals != "leave" for box in self._boxes}
+        self._becomes = {box.name: box.originals for box in self._boxes}
         self._next_status = 0.0
 
     def start(self) -> None:
@@ -154,9 +155,10 @@ class Daemon:
         try:
             config.state_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
+            raise refusal(
+                error,
                 f"state_dir: {config.state_dir} cannot be made: {error.strerror}; name a folder "
-                "that the daemon's user can write"
+                "that the daemon's user can write",
             ) from error
         lock = Lock(config.state_dir / "lock")
         self._cleanup.callback(lock.release)
@@ -301,11 +303,12 @@ class Daemon:
         new = []
         for file in found:
             known = told.read(self._outboxes[file.inbox], file.path)
-            if known is not None and known.is_about(file.fingerprint):
+            # size and time are enough to save the work again, but not to delete a file for
+            sure = self._becomes[file.inbox] != "delete"
+            if sure and known is not None and known.is_about(file.fingerprint):
                 content = bytes.fromhex(known.content) if known.reusable else None
-                done.setdefault(self._disposes[file.inbox], []).append(
-                    (file, content, known.question)
-                )
+                due = self._becomes[file.inbox] == "move"
+                done.setdefault(due, []).append((file, content, known.question))
             else:
                 new.append(file)
         if n := sum(self._store.adopt(some, original=due) for due, some in done.items()):

@@ -14,6 +14,7 @@ Phi4dError
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 EXIT_OK = 0
@@ -61,9 +62,17 @@ class FileChanged(FileError):
 
 
 class EnvironmentFault(Phi4dError):
-    """The file did nothing wrong: a full disk, a missing mount, a refused permission."""
+    """The file did nothing wrong: a full disk, a missing mount, a refused permission.
+
+    Attributes:
+        place: the folder that refused, if it was one.
+    """
 
     fault = "environment"
+
+    def __init__(self, words: str, place: bytes = b"") -> None:
+        self.place = place
+        super().__init__(words)
 
 
 class SourceFault(EnvironmentFault):
@@ -84,3 +93,12 @@ class Stopped(Phi4dError):
     """Work was given up because the daemon is stopping."""
 
     fault = "none"
+
+
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM}
+"""errors of the system that go by with room or a mended disk, and not with another configuration"""
+
+
+def refusal(error: OSError, words: str) -> ConfigError | EnvironmentFault:
+    """What to raise at the start when the system refuses something that was configured."""
+    return EnvironmentFault(words) if error.errno in PASSING else ConfigError(words)

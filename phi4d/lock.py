@@ -7,7 +7,7 @@ import os
 import struct
 from pathlib import Path
 
-from phi4d.errors import ConfigError
+from phi4d.errors import ConfigError, refusal
 
 _FLOCK = "hhqqi"  # struct flock on 64-bit Linux: type, whence, start, length, pid; see fcntl(2)
 
@@ -17,15 +17,17 @@ class Lock:
 
     Raises:
         ConfigError: another process holds it, or the file cannot be written.
+        EnvironmentFault: its disk is full or failing.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise ConfigError(
+            raise refusal(
+                error,
                 f"{path}: cannot be written: {error.strerror}; state_dir must be a folder that "
-                "the daemon's user can write"
+                "the daemon's user can write, with room for a few files",
             ) from error
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -204,6 +204,18 @@ class TestLife:
         assert "2 files have their sidecars already" in caplog.text
         assert len(list((tmp_path / "state").glob("*.broken-*"))) == (how == "broken")
 
+    def test_no_file_is_deleted_on_the_word_of_its_size_and_time(
+        self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        opened = open_house()
+        opened.wait_for(1)
+        opened.daemon.stop()
+        (tmp_path / "state/jobs.sqlite3").unlink()
+        again = open_house(inbox='originals = "delete"')
+        again.wait_for(1)
+        assert len(again.engine.calls) == 1
+
     def test_a_file_that_was_moved_away_and_is_put_back_is_moved_again(
         self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
     ) -> None:

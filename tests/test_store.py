@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 import subprocess
 import sys
@@ -164,7 +165,7 @@ class TestClaim:
 
     @pytest.mark.parametrize(
         ("call", "index"),
-        [("busy", "job_running"), ("busy", "job_waiting"), ("waiting", "job_waiting")],
+        [("busy", "job_running"), ("busy", "job_queue"), ("waiting", "job_queue")],
     )
     def test_a_million_finished_jobs_do_not_slow_it_down(
         self, store: Store, call: str, index: str
@@ -568,6 +569,26 @@ class TestFile:
     def test_a_folder_in_its_place_is_refused(self, path: Path) -> None:
         path.mkdir()
         with pytest.raises(ConfigError, match="cannot be opened"):
+            Store(path)
+
+    def test_a_folder_without_room_for_a_file_is_the_surroundings_fault(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        error = sqlite3.OperationalError("unable to open database file")
+        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+
+        def cannot(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(schema.sqlite3, "connect", cannot)
+        with pytest.raises(ConfigError, match="unable to open"):
+            Store(path)
+
+        def full(**_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(schema.tempfile, "TemporaryFile", full)
+        with pytest.raises(EnvironmentFault, match="unable to open"):
             Store(path)
 
     def test_a_failing_disk_is_the_surroundings_fault(

@@ -227,7 +227,7 @@ def as_fault(error: OSError, path: bytes) -> EnvironmentFault | FileError:
         errno.ENOENT: "mount or make the outbox",
         errno.ENOTDIR: "a file is where the outbox should be: move it away",
     }.get(error.errno or 0, "look at the disk or mount")
-    return EnvironmentFault(f"{where}: cannot be written: {why}; {advice}")
+    return EnvironmentFault(f"{where}: cannot be written: {why}; {advice}", path)
 
 
 def probe(folder: bytes) -> None:

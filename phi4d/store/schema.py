@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 
-from phi4d.errors import ConfigError, EnvironmentFault
+from phi4d.errors import PASSING, ConfigError, EnvironmentFault
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ CREATE TABLE notice (                       -- what keeps an inbox from working,
     PRIMARY KEY (inbox, about)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX job_answer ON job (size, question) WHERE state = 'done' AND content IS NOT NULL;
+CREATE INDEX job_queue ON job (inbox, id) WHERE state = 'queued';
 CREATE INDEX job_put_off ON job (id) WHERE state = 'queued' AND next_try > 0;
 CREATE INDEX job_original ON job (id) WHERE original = 'due';
 """
@@ -73,7 +75,6 @@ CREATE TABLE job (
     moved_to   BLOB,                        -- where to; any bytes
     UNIQUE (inbox, path, inode, size, mtime_ns)
 ) STRICT;
-CREATE INDEX job_waiting ON job (id) WHERE state = 'queued';
 CREATE INDEX job_running ON job (id) WHERE state = 'running';
 CREATE INDEX job_failed ON job (finished) WHERE state = 'failed';
 """
@@ -83,6 +84,7 @@ MIGRATIONS = {
     1: "ALTER TABLE job ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;",
     2: """
 DROP INDEX job_state;
+DROP INDEX job_waiting;
 ALTER TABLE job ADD COLUMN next_try REAL NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN waits INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN phase TEXT;
@@ -132,7 +134,7 @@ def open_store(path: Path) -> sqlite3.Connection:
             )
             return _open(path)
     except sqlite3.Error as error:
-        if _code(error) in _PASSING:
+        if _code(error) in _PASSING or _is_full(path.parent):
             raise EnvironmentFault(
                 f"{path}: the store cannot be opened: {error}; expected room on its disk, and a "
                 "disk that works"
@@ -141,6 +143,15 @@ def open_store(path: Path) -> sqlite3.Connection:
             f"{path}: the store cannot be opened: {error}; expected a folder that the daemon's "
             "user can write, and no other program's file in its place"
         ) from error
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether a folder takes no file because its disk is full: SQLite does not tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return False
+    except OSError as error:
+        return error.errno in PASSING
 
 
 def _code(error: sqlite3.Error) -> int:

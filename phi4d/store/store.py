@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from phi4d.errors import EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Job, Kind, State
@@ -220,17 +220,17 @@ class Store:
             inboxes: their names.
             without: ids of jobs to pass over; they do not count towards the limit.
         """
-        # the + keeps SQLite from taking the index by inbox, and then sorting what it found
-        marks = ",".join("?" * len(inboxes))
         now = self._clock()
+        rows: list[tuple[Any, ...]] = []
         with self._read() as db:
-            rows = db.execute(
-                f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'queued' AND +inbox IN ({marks})"
-                " AND next_try NOT BETWEEN ? AND ?"
-                " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?",
-                (*inboxes, now, now + LONGEST_WAIT_SECONDS, json.dumps(list(without)), limit),
-            ).fetchall()
-        return [job(row) for row in rows]
+            for inbox in inboxes:  # each by its index, however many wait in the others
+                rows += db.execute(
+                    f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'queued' AND inbox = ?"
+                    " AND next_try NOT BETWEEN ? AND ?"
+                    " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?",
+                    (inbox, now, now + LONGEST_WAIT_SECONDS, json.dumps(list(without)), limit),
+                ).fetchall()
+        return [job(row) for row in sorted(rows)[:limit]]
 
     def claim(self, ids: Sequence[int], device: str) -> list[Job]:
         """Move queued jobs to running and count the attempt, in one statement.
@@ -535,7 +535,7 @@ class Store:
             (found,) = db.execute(
                 "SELECT EXISTS (SELECT 1 FROM job"
                 " WHERE state = 'queued' AND fault IS NOT 'environment'"
-                f" AND +inbox IN ({marks}))"
+                f" AND inbox IN ({marks}))"
                 " OR EXISTS (SELECT 1 FROM job"
                 f" WHERE state = 'running' AND +inbox IN ({marks}))",
                 (*inboxes, *inboxes),
@@ -548,7 +548,7 @@ class Store:
         with self._read() as db:
             rows = db.execute(
                 f"SELECT {JOB_COLUMNS}, reason FROM job WHERE state = 'queued'"
-                f" AND fault = 'environment' AND +inbox IN ({marks}) ORDER BY id LIMIT 10",
+                f" AND fault = 'environment' AND inbox IN ({marks}) ORDER BY id LIMIT 10",
                 (*inboxes,),
             ).fetchall()
         return [(job(row[:-1]), str(row[-1])) for row in rows]

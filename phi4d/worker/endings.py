@@ -109,6 +109,19 @@ class Endings:
         except SourceFault as error:
             self._put_off(task, str(error), fault=error.fault, count=False)
         except EnvironmentFault as fault:
+            self._surroundings_fault(task, fault)
+
+    def _surroundings_fault(self, task: Task, fault: EnvironmentFault) -> None:
+        """Its surroundings keep a job from going on: it alone waits, or its whole inbox."""
+        try:
+            atomic.probe(task.rule.outbox)
+        except EnvironmentFault:
+            alone = False
+        else:
+            alone = fault.place.startswith(task.rule.outbox + b"/")
+        if alone:  # a folder in the outbox cannot be written, the others can
+            self._put_off(task, str(fault), fault=fault.fault, count=False)
+        else:
             self.pause(task.job.inbox, fault)
             self.put_back([task], count=False)
 
@@ -142,6 +155,11 @@ class Endings:
             self.pause(inbox, fault)
             return False
         return True
+
+    def try_again(self, inbox: str) -> None:
+        """End the pause of an inbox for which nothing is to be done, if it could be done."""
+        if self.can_go_on(inbox) and self._pauses.resume(inbox):
+            log.warning('inbox "%s": works again', inbox)
 
     def pause(self, inbox: str, fault: EnvironmentFault) -> None:
         """Let an inbox wait for its surroundings to be mended."""
@@ -217,8 +235,7 @@ class Endings:
                 now=now,
             )
         except EnvironmentFault as error:
-            self.pause(task.job.inbox, error)
-            self.put_back([task], count=False)
+            self._surroundings_fault(task, error)
             return
         except FileError as error:  # a folder has the record's name, say: the store tells it all
             reason = f"{reason} (and no record of it: {error})"

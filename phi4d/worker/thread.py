@@ -167,6 +167,9 @@ class Worker(threading.Thread):
             self._originals.settle_due(self.beat)
             paused = self._pauses.paused(self._clock())
             inboxes = [name for name in self._rules if name not in paused]
+            for inbox in inboxes:  # one for which nothing is to be done works again, too
+                if self._pauses.on_trial(inbox) and not self._store.busy([inbox]):
+                    self._endings.try_again(inbox)
             refused = self._slots.refused(self._engine.device)
             waiting = self._store.waiting(LOOK_AHEAD, inboxes, refused)
             chosen = pick(waiting, self._asking.capacity())

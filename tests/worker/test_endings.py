@@ -19,7 +19,7 @@ from phi4d.engine.fake import FakeEngine
 from phi4d.errors import DecoderDied, EnvironmentFault, SourceFault, Stopped
 from phi4d.job import Kind, State
 from phi4d.media.pool import DecodePool
-from phi4d.outputs import originals
+from phi4d.outputs import atomic, originals
 from phi4d.store import Reader, Row
 from phi4d.task import Rule
 from phi4d.worker import Originals, Surroundings, Worker
@@ -216,6 +216,43 @@ class TestPutOff:
         told = record(desk, "a.png.error")
         assert (told["fault"], told["attempts"]) == ("internal", 2)
         assert "ZeroDivisionError: a bug" in told["message"]
+
+    def test_a_folder_of_the_outbox_that_cannot_be_written_holds_up_its_files_alone(
+        self,
+        desk: Desk,
+        make_picture: Callable[..., Path],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        shut = os.fsencode(desk.outbox / "shut")
+        real, refusals = atomic.write_all, [1] * 3
+
+        def write_all(folder: bytes, *args: Any) -> Any:
+            if folder == shut and refusals:
+                refusals.pop()
+                raise atomic.as_fault(PermissionError(errno.EACCES, "Permission denied"), folder)
+            return real(folder, *args)
+
+        monkeypatch.setattr(atomic, "write_all", write_all)
+        desk.add(
+            make_picture(desk.inbox / "shut/a.png"), make_picture(desk.inbox / "b.png", (5, 5))
+        )
+        desk.start(FakeEngine(), batch_size=1)
+        ended = desk.wait_for(2)
+        assert [job.name for job, _, _ in ended] == ["b.png", "shut/a.png"]
+        assert desk.counts() == {"done": 2}
+        assert "pauses" not in caplog.text
+
+    def test_a_pause_ends_though_nothing_is_left_to_do(
+        self, desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        resumed = threading.Event()
+        real = desk.pauses.resume
+        monkeypatch.setattr(desk.pauses, "resume", lambda inbox: (real(inbox), resumed.set())[0])
+        desk.pauses.pause("in", "the outbox is gone", 0.0)
+        desk.start(FakeEngine())
+        assert resumed.wait(WAIT_SECONDS)
+        assert desk.pauses.reasons() == {}
 
 
 class TestInboxGone:
