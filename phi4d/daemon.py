@@ -195,6 +195,7 @@ class Daemon:
             try:
                 if root != box.path:
                     root.mkdir(parents=True, exist_ok=True)
+                atomic.sweep(os.fsencode(root))  # what a killed daemon tried it with
                 atomic.probe(os.fsencode(root))
             except OSError as error:
                 fault: EnvironmentFault | None = EnvironmentFault(

@@ -204,6 +204,15 @@ class TestLife:
         assert "2 files have their sidecars already" in caplog.text
         assert len(list((tmp_path / "state").glob("*.broken-*"))) == (how == "broken")
 
+    def test_what_a_killed_daemon_tried_the_outbox_with_is_swept_up(
+        self, open_house: Callable[..., House], tmp_path: Path
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/.phi4d-123-4.tmp").write_text("phi4d")
+        (tmp_path / "out/.phi4d-mine.tmp").write_text("somebody's")
+        open_house()
+        assert sidecars(tmp_path / "out") == {".phi4d-mine.tmp"}
+
     def test_no_file_is_deleted_on_the_word_of_its_size_and_time(
         self, open_house: Callable[..., House], tmp_path: Path, make_picture: Callable[..., Path]
     ) -> None:

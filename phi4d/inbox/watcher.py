@@ -153,7 +153,8 @@ class Watcher(threading.Thread):
             if requests:
                 self.caught_up.clear()
             if self._bell is not None:
-                os.eventfd_write(self._bell, 1)
+                with contextlib.suppress(OSError):  # it looks by itself once a second
+                    os.eventfd_write(self._bell, 1)
 
     # ---- the thread ----
 
