@@ -153,7 +153,7 @@ class Daemon:
         config = self._config
         self._roots = roots(config)
         try:
-            config.state_dir.mkdir(parents=True, exist_ok=True)
+            atomic.make_root(os.fsencode(config.state_dir))
         except OSError as error:
             raise refusal(
                 error,
@@ -190,11 +190,11 @@ class Daemon:
             for folder in (box.done_dir, box.failed_dir):
                 if folder is not None:
                     with contextlib.suppress(OSError):  # told when it is wanted
-                        folder.mkdir(parents=True, exist_ok=True)
+                        atomic.make_root(os.fsencode(folder))
             root = box.outbox_root()
             try:
                 if root != box.path:
-                    root.mkdir(parents=True, exist_ok=True)
+                    atomic.make_root(os.fsencode(root))
                 atomic.sweep(os.fsencode(root))  # what a killed daemon tried it with
                 atomic.probe(os.fsencode(root))
             except OSError as error:

@@ -14,7 +14,13 @@ from phi4d.outputs import atomic, error, foreign, names, record, text
 
 
 def write(
-    job: Job, result: Result, outbox: bytes, *, content: str = "", reused_from: str = ""
+    job: Job,
+    result: Result,
+    outbox: bytes,
+    *,
+    content: str = "",
+    reused_from: str = "",
+    beside: bool = False,
 ) -> list[bytes]:
     """Write the sidecars of a job durably into the outbox, subfolders mirrored.
 
@@ -27,6 +33,7 @@ def write(
         outbox: the outbox's root, which must exist.
         content: SHA-256 of the file's bytes in hexadecimal; empty: not known.
         reused_from: the file whose answer this is a copy of, as people see it; empty: none.
+        beside: whether the outbox is the inbox itself.
 
     Returns:
         The paths written: the text, then the JSON.
@@ -38,7 +45,7 @@ def write(
     """
     folder, name = _place(job, outbox)
     words = text.render(result)
-    foreign.refuse(job, folder, name, words)
+    foreign.refuse(job, folder, name, words, beside=beside)
     told = record.render(job, result, time.time(), content=content, reused_from=reused_from)
     files = [
         (names.sidecar(name, names.TEXT), words),

@@ -155,6 +155,25 @@ def make_folder(folder: bytes, root: bytes) -> None:
         raise as_fault(error, error.filename or folder) from error
 
 
+def make_root(folder: bytes) -> None:
+    """Make a folder that is configured and those above it, as far as they are missing, durably.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    above = os.path.dirname(folder)
+    try:
+        os.mkdir(folder)
+    except FileNotFoundError:
+        make_root(above)
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise
+    with contextlib.suppress(OSError):  # one that is not ours we may not even read
+        sync_folder(above)
+
+
 def make_folders(folder: bytes, root: bytes) -> None:
     """Make a folder and those between it and a root, durably, as far as they are missing.
 

@@ -15,18 +15,19 @@ from phi4d.outputs import names
 from phi4d.outputs.told import bytes_of
 
 
-def refuse(job: Job, folder: bytes, name: bytes, text: bytes) -> None:
+def refuse(job: Job, folder: bytes, name: bytes, text: bytes, *, beside: bool) -> None:
     """Look whether what stands in the place of a file's sidecars is phi4d's.
 
     A record tells by its content whose it is. A text tells nothing: it is ours if the record
     beside it is, or if it says what we would say; or if this job was begun before, because a
-    daemon that is killed may leave the text alone.
+    daemon that is killed may leave the text alone. In an outbox of its own it is ours anyway.
 
     Args:
         job: the job whose sidecars are to be written.
         folder: where.
         name: the source's name.
         text: what the text is to be.
+        beside: whether the sidecars stand beside their sources, where people keep texts too.
 
     Raises:
         FileError: a file is in the way, and somebody would miss it.
@@ -35,7 +36,7 @@ def refuse(job: Job, folder: bytes, name: bytes, text: bytes) -> None:
     ours = is_ours(record)
     if ours is False:
         raise _in_the_way(record)
-    if ours is None and job.attempts < 2:
+    if ours is None and beside and job.attempts < 2:
         path = os.path.join(folder, names.sidecar(name, names.TEXT))
         if _holds_other(path, text):
             raise _in_the_way(path)

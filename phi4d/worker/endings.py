@@ -171,7 +171,12 @@ class Endings:
         if not _is_still(task.source, task.job.fingerprint):
             raise FileChanged("it changed while it was worked on; the new version follows")
         paths = outputs.write(
-            task.job, result, task.rule.outbox, content=task.digest, reused_from=reused_from
+            task.job,
+            result,
+            task.rule.outbox,
+            content=task.digest,
+            reused_from=reused_from,
+            beside=task.rule.outbox == task.rule.path,
         )
         if self._pauses.resume(task.job.inbox):
             log.warning('inbox "%s": works again', task.job.inbox)
@@ -192,6 +197,7 @@ class Endings:
             known is None
             or not known.is_about(task.job.fingerprint)
             or known.question != task.question
+            or not _is_still(task.source, task.job.fingerprint)
         ):
             return False
         task.digest = known.content

@@ -267,3 +267,21 @@ def test_every_fault_of_the_disk_says_what_to_do(number: int, words: str) -> Non
     assert isinstance(fault, EnvironmentFault)
     assert words in str(fault)
     assert str(fault).startswith(r"/out/a\n: cannot be written: ")
+
+
+def test_a_root_is_made_with_those_above_it_and_each_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    synced: list[bytes] = []
+    monkeypatch.setattr(atomic, "sync_folder", synced.append)
+    root = tmp_path / "a/b/c"
+
+    atomic.make_root(os.fsencode(root))
+    atomic.make_root(os.fsencode(root))
+
+    assert root.is_dir()
+    above = [os.fsencode(path) for path in (tmp_path, tmp_path / "a", tmp_path / "a/b")]
+    assert synced == [*above, above[-1]]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        atomic.make_root(os.fsencode(tmp_path / "file"))

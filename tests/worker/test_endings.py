@@ -325,6 +325,12 @@ class TestDoneBefore:
         assert found.question
         return found.job.fingerprint.size, found.question
 
+    def test_what_was_replaced_meanwhile_is_not_done(self, killed: Desk) -> None:
+        (killed.inbox / "a.png").write_bytes(b"another")
+        killed.start(FakeEngine())
+        killed.wait_for(2)
+        assert killed.counts() == {"dropped": 1}
+
     @pytest.mark.parametrize("what", ["question", "version", "fresh", "half"])
     def test_what_is_not_about_this_very_job_is(self, killed: Desk, what: str) -> None:
         if what == "question":
