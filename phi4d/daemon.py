@@ -255,7 +255,7 @@ class Daemon:
         asked = again.todays(self._config, model)
         outcome = again.carry_out(order, self._store, self._boxes, asked)
         if outcome.taken and not order.dry_run:
-            log.info("%s: %d files taken up", order.name, outcome.taken)
+            log.info("%s: taken up: %d", order.name, outcome.taken)
             for worker in self._workers:
                 worker.wake()
         return outcome

@@ -72,7 +72,7 @@ def _carry_out(order: Order, config: Config) -> Outcome:
             "or stopping, or its log says why: try again"
         ) from error
     try:
-        with Store(path) as store:
+        with Store(path, anew=False) as store:  # a new one would know no file
             name = locate(config)[1] if order.stale else ""
             return again.carry_out(order, store, config.inboxes(), again.todays(config, name))
     finally:

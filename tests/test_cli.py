@@ -130,7 +130,7 @@ class TestStatus:
         (tmp_path / "jobs.sqlite3").write_bytes(b"no database, and long enough to be read" * 200)
         done = invoke("status", "--set", f"state_dir={tmp_path}")
         assert done.exit_code == 1
-        assert "cannot be read" in done.stderr
+        assert "the store is damaged" in done.stderr
 
     def test_it_tells_what_waits_runs_is_done_and_has_failed(self, tmp_path: Path) -> None:
         with Store(tmp_path / "jobs.sqlite3") as store:

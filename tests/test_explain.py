@@ -202,7 +202,7 @@ class TestWhatIsTaken:
         path = make_picture(tmp_path / "in/a.png")
         path.write_bytes(path.read_bytes()[:-20])
         told = explain("in/a.png")
-        assert "it waits until it is whole" in facts(told)["taken"]
+        assert "not whole: only when it is" in facts(told)["taken"]
         assert told.ok
         assert told.advice == "start phi4d"
 
@@ -257,7 +257,7 @@ class TestWhereItStands:
     ) -> None:
         store.finish(begun(store, path))
         (tmp_path / "out/a.png.txt").touch()
-        (tmp_path / "out/a.png.json").touch()
+        (tmp_path / "out/a.png.json").write_text('{"source": "a.png", "phi4d": "0.1.0"}')
         told = explain("in/a.png")
         assert re.fullmatch(f"done {TIME} on cuda:0 after 1 attempt", facts(told)["state"])
         assert facts(told)["sidecar"] == f"{tmp_path}/out/a.png.txt\n{tmp_path}/out/a.png.json"
@@ -416,6 +416,23 @@ class TestSidecars:
         (tmp_path / "notes/a.png.json").touch()
         assert explain("notes/a.png.json").path == os.fsencode(source)
 
+    def test_somebody_else_s_in_its_place(
+        self,
+        explain: Callable[[str], Explanation],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+    ) -> None:
+        make_picture(tmp_path / "notes/a.png")
+        foreign = tmp_path / "notes/a.png.json"
+        foreign.write_text('{"title": "by a photo service"}')
+        told = facts(explain("notes/a.png"))
+        assert told["in the way"] == f"{foreign}, which is not phi4d's"
+        assert "sidecar" not in told
+        foreign.write_text('{"source": "a.png", "phi4d": "0.1.0"}')
+        told = facts(explain("notes/a.png"))
+        assert told["sidecar"] == str(foreign)
+        assert "in the way" not in told
+
     def test_somebody_else_s_text_among_the_sources(
         self, explain: Callable[[str], Explanation], tmp_path: Path
     ) -> None:
@@ -464,6 +481,19 @@ class TestTheStore:
         assert "be the daemon's user, or in its group" in facts(told)["state"]
         assert facts(told)["daemon"] == "not known: this user may not look"
         assert not told.advice  # the file is not there, whatever the store says
+
+    def test_it_is_damaged(
+        self,
+        explain: Callable[[str], Explanation],
+        config: Config,
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        config.store_path.write_bytes(b"not a database, but long enough to be looked at" * 100)
+        told = explain("in/a.png")
+        assert "start phi4d anew" in facts(told)["state"]
+        assert "daemon's user" not in told.advice
 
     def test_it_fails_half_way(
         self,

@@ -169,6 +169,18 @@ class TestWithoutADaemon:
         with pytest.raises(ConfigError, match="lock: cannot be written"):
             give(Order(), config)
 
+    @pytest.mark.parametrize("order", [Order(), Order(anew=True, dry_run=True)])
+    def test_a_damaged_store_is_left_to_the_daemon(
+        self, config: Config, fill: Callable[..., None], order: Order
+    ) -> None:
+        fill()
+        torn = b"not a database, but long enough to be looked at" * 100
+        config.store_path.write_bytes(torn)
+        with pytest.raises(EnvironmentFault, match="start phi4d anew, which sets it aside"):
+            give(order, config)
+        assert config.store_path.read_bytes() == torn
+        assert not list(config.state_dir.glob("*.broken-*"))
+
     def test_who_may_not_read_the_store(self, config: Config, fill: Callable[..., None]) -> None:
         fill()
         with unprivileged(config.state_dir), pytest.raises(EnvironmentFault, match="in its group"):

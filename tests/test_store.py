@@ -555,6 +555,14 @@ class TestFile:
         assert aside.read_bytes() == data
         assert str(aside) in caplog.text
 
+    def test_a_broken_one_is_left_alone_where_no_other_is_wanted(self, path: Path) -> None:
+        path.write_bytes(b"not a database, but long enough to be looked at" * 100)
+        with pytest.raises(EnvironmentFault, match=r"is damaged \(.*start phi4d anew"):
+            Store(path, anew=False)
+        with pytest.raises(EnvironmentFault, match=r"is damaged \(.*start phi4d anew"):
+            Reader(path)
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+
     def test_broken_ones_do_not_replace_each_other(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -11,7 +11,7 @@ from phi4d.config import Config, Inbox
 from phi4d.errors import EnvironmentFault
 from phi4d.explain.explanation import Explanation, size
 from phi4d.job import Fingerprint, State, printable
-from phi4d.outputs import names
+from phi4d.outputs import foreign, names
 from phi4d.status import at
 from phi4d.store import Notice, Reader, Row
 
@@ -143,7 +143,10 @@ def say_sidecars(told: Explanation, box: Inbox, relative: bytes) -> None:
     ]
     there = [path for path in paths if os.path.lexists(path)]
     for path in there:
-        told.say("sidecar", printable(path))
+        if not path.endswith(names.TEXT) and foreign.is_ours(path) is False:
+            told.say("in the way", f"{printable(path)}, which is not phi4d's")
+        else:
+            told.say("sidecar", printable(path))
     if not there and told.state is State.DONE:
         told.say("sidecar", f"not there any more: {printable(paths[0])}")
 
@@ -161,7 +164,7 @@ def advise(told: Explanation, config: Config, books: Books, versions: Sequence[R
     elif not told.ok or (told.state is State.DONE and not told.is_newer):
         return
     elif books.closed:
-        told.advice = "to know more, be the daemon's user, or in its group"
+        return  # what keeps the store shut has been said, and what to do
     elif books.pid is None:
         told.advice = "start phi4d"
     elif not versions or told.is_newer:

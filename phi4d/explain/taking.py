@@ -108,6 +108,6 @@ def _say_content(told: Explanation, fingerprint: Fingerprint, root: inbox.Root, 
             f'if it is to be taken, add "{seen.kind}" to kinds of inbox "{root.name}"',
         )
     elif not seen.whole:
-        told.take(f"{rule}; it waits until it is whole, or unchanged for settle_max")
+        told.take(f"{rule}; not whole: only when it is, or is unchanged for settle_max")
     else:
         told.take(rule)

@@ -12,6 +12,7 @@ from phi4d.errors import EnvironmentFault
 from phi4d.job import Job, State
 from phi4d.store import rows
 from phi4d.store.rows import Failure, Notice, Row
+from phi4d.store.schema import damaged, is_damage
 
 FIRST_COLUMNS = "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes"
 """what stores of every version have: the daemon may not have been started since an upgrade, and
@@ -104,7 +105,12 @@ class Reader:
                 "or in its group"
             ) from error
         except sqlite3.Error as error:
-            raise EnvironmentFault(f"{self._path}: the store cannot be read: {error}") from error
+            if is_damage(error):
+                raise damaged(self._path, error) from error
+            raise EnvironmentFault(
+                f"{self._path}: the store cannot be read: {error}; be the daemon's user, or in its "
+                "group, and look at the disk"
+            ) from error
 
 
 def _uri(path: Path) -> str:

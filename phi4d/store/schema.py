@@ -108,22 +108,28 @@ _PASSING = {
 _BROKEN = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def open_store(path: Path) -> sqlite3.Connection:
+def open_store(path: Path, *, anew: bool = True) -> sqlite3.Connection:
     """Open the store for reading and writing, made or brought up to date if need be.
 
     A store that is damaged is set aside under another name, said in the log, and begun anew: the
     sidecars tell what was done (`phi4d.outputs.told`).
 
+    Args:
+        path: the store.
+        anew: False: a damaged store is left as it is.
+
     Raises:
         ConfigError: it cannot be opened, or is from a newer phi4d.
-        EnvironmentFault: its disk is full or failing.
+        EnvironmentFault: its disk is full or failing; or it is damaged, and left as it is.
     """
     try:
         try:
             return _open(path)
         except sqlite3.DatabaseError as error:
-            if _code(error) not in _BROKEN:
+            if not is_damage(error):
                 raise
+            if not anew:
+                raise damaged(path, error) from error
             aside = set_aside(path)
             log.error(  # noqa: TRY400 -- foreseen
                 "%s: the store is damaged (%s); it was set aside as %s and is begun anew: files "
@@ -143,6 +149,19 @@ def open_store(path: Path) -> sqlite3.Connection:
             f"{path}: the store cannot be opened: {error}; expected a folder that the daemon's "
             "user can write, and no other program's file in its place"
         ) from error
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error tells that the store itself is broken."""
+    return _code(error) in _BROKEN
+
+
+def damaged(path: Path, error: sqlite3.Error) -> EnvironmentFault:
+    """What a damaged store is called where it is not set aside."""
+    return EnvironmentFault(
+        f"{path}: the store is damaged ({error}): start phi4d anew, which sets it aside and begins "
+        "another; files that have their sidecars count as done"
+    )
 
 
 def _is_full(folder: Path) -> bool:

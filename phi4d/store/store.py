@@ -37,16 +37,19 @@ class Store:
     Args:
         path: the database file; its folder must exist.
         clock: seconds since the epoch.
+        anew: whether a damaged one is set aside and another begun.
 
     Raises:
         ConfigError: the file cannot be opened, or is from a newer phi4d.
-        EnvironmentFault: its disk is full or failing.
+        EnvironmentFault: its disk is full or failing; or it is damaged, and left as it is.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, path: Path, clock: Callable[[], float] = time.time, *, anew: bool = True
+    ) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._db = open_store(path)
+        self._db = open_store(path, anew=anew)
 
     def close(self) -> None:
         """Close the database. Idempotent."""

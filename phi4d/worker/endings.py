@@ -272,7 +272,7 @@ class Endings:
         """Try a job again later: after longer each time, but never after more than minutes."""
         wait = backoff(task.job.waits, self._retry_seconds)
         level = logging.WARNING if task.job.waits == 0 else logging.DEBUG
-        task.log.log(level, "%s: %s; it is tried again in %.0f s", task.name, reason, wait)
+        task.log.log(level, "%s: %s; next try in %.0f s", task.name, reason, wait)
         task.ended = True
         self._persist(
             self._store.requeue,

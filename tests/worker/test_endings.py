@@ -170,7 +170,7 @@ class TestPutOff:
         ended = desk.wait_for(2)
         assert [job.name for job, _, _ in ended] == ["b.png", "a.png"]
         assert desk.counts() == {"done": 2}
-        assert caplog.text.count("Permission denied; it is tried again in") == 1
+        assert caplog.text.count("Permission denied; next try in") == 1
         assert "pauses" not in caplog.text
         assert row(desk, "a.png").reason is None
 
