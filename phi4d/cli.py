@@ -132,8 +132,11 @@ def run(
     signals.block()  # before anything that starts threads is imported
     options = _options(settings, model_path=model_path, device=device, debug=debug or None)
     if inbox is not None:
-        with contextlib.suppress(OSError):  # if it cannot be made, the daemon says so, and waits
-            inbox.expanduser().mkdir(exist_ok=True)
+        if not once:  # a new folder holds nothing to work off: its name was mistyped
+            with contextlib.suppress(
+                OSError
+            ):  # if it cannot be made, the daemon says so, and waits
+                inbox.expanduser().mkdir(exist_ok=True)
         table = {"path": str(inbox)}
         if outbox is not None:
             table["outbox"] = str(outbox)

@@ -355,24 +355,38 @@ class Daemon:
             self._next_status = now + STATUS_SECONDS
             notify("STATUS=" + status.line(self._store.counts(), list(self._pauses.reasons())))
         if once and self._watcher.caught_up.is_set():
-            names = [box.name for box in self._boxes]
-            paused = self._pauses.paused(now)
-            if not self._store.busy([name for name in names if name not in paused]):
-                blocked = self._store.blocked(names)
-                for job, reason in blocked:
-                    log.error("%s still waits: %s", display_name(job.inbox, job.path), reason)
-                if not self._store.busy(names):
-                    stuck = self._notices.about("originals")
-                    if self._store.originals([name for name in names if name not in stuck], 1):
-                        return None  # a worker is at it
-                    due = [name for name in stuck if self._store.originals([name], 1)]
-                    for name in due:
-                        log.error('inbox "%s": originals stay: %s', name, stuck[name])
-                    return EXIT_LATER if blocked or due else EXIT_OK
-                for name, reason in self._pauses.reasons().items():
-                    log.error('inbox "%s" still waits: %s', name, reason)
-                return EXIT_LATER
+            return self._leave(self._watcher, now)
         return None
+
+    def _leave(self, watcher: Watcher, now: float) -> int | None:
+        """The exit code if everything that is there has been worked off; what must wait is said."""
+        names = [box.name for box in self._boxes]
+        paused = self._pauses.paused(now)
+        if self._store.busy([name for name in names if name not in paused]):
+            return None
+        left = [
+            f"{display_name(job.inbox, job.path)} still waits: {reason}"
+            for job, reason in self._store.blocked(names)
+        ]
+        held_up = {name: fault for name in names if (fault := watcher.root_fault(name))}
+        if self._store.busy(names):
+            reasons = self._pauses.reasons()
+            if not reasons:
+                return None  # it works again
+            held_up |= reasons
+        else:
+            stuck = self._notices.about("originals")
+            if self._store.originals([name for name in names if name not in stuck], 1):
+                return None  # a worker is at it
+            left += [
+                f'inbox "{name}": originals stay: {why}'
+                for name, why in stuck.items()
+                if self._store.originals([name], 1)
+            ]
+        left += [f'inbox "{name}" still waits: {why}' for name, why in held_up.items()]
+        for words in left:
+            log.error("%s", words)
+        return EXIT_LATER if left else EXIT_OK
 
     def _feed_watchdog(self, now: float) -> None:
         hung = [w for w in self._workers if now - w.last_beat > self._config.hang_seconds]

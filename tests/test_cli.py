@@ -329,6 +329,11 @@ class TestRun:
         invoke("run", "--inbox", tmp_path / "new", "--outbox", tmp_path / "o", "--set", "x=1")
         assert (tmp_path / "new").is_dir()
 
+    def test_but_not_to_work_off_what_is_in_it(self, tmp_path: Path) -> None:
+        folders = ("--inbox", tmp_path / "new", "--outbox", tmp_path / "o")
+        invoke("run", "--once", *folders, "--set", "x=1")
+        assert not (tmp_path / "new").exists()
+
     @pytest.mark.parametrize(
         ("error", "code"), [(DeviceLost("x"), EXIT_DEVICE), (DeviceError("x"), EXIT_FAILURE)]
     )

@@ -441,6 +441,16 @@ class TestSignals:
         assert "still waits" in log
         assert counts(tmp_path / "state") == {"queued": 1}
 
+    def test_once_says_that_an_inbox_is_not_there(
+        self, write_config: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        config = write_config()
+        (tmp_path / "in").rmdir()
+        with running(config, "once") as process:
+            log = process.stderr.read()
+            assert process.wait(WAIT_SECONDS) == errors.EXIT_LATER
+        assert f'inbox "in" still waits: {tmp_path}/in cannot be read: No such file' in log
+
     def test_a_daemon_that_is_killed_goes_on_where_it_was(
         self, write_config: Callable[..., Path], tmp_path: Path, make_picture: Callable[..., Path]
     ) -> None:
