@@ -6,6 +6,7 @@ opened for reading.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import json
 import os
@@ -102,15 +103,19 @@ class Sender:
 
     def send(self) -> None:
         """One file, or one more version of one."""
-        self.sent += 1
-        number = self.sent
+        number = self.sent + 1
         if self.newest and self._chance.random() < self.replaced:
             name = self._chance.choice(list(self.newest))
-            way = self._chance.choice(["replaced in place", "replaced by a rename"])
+            self.put(name, self._chance.choice(["replaced in place", "replaced by a rename"]))
         else:
             suffix = ".wav" if self._chance.random() < self._recordings else ".png"
-            name = f"{number % 7}/{number}{suffix}"
             way = self._chance.choice(["in place", "renamed in"])
+            self.put(f"{number % 7}/{number}{suffix}", way)
+
+    def put(self, name: str, way: str) -> None:
+        """A version of a file, by its path below the inbox, in some way."""
+        self.sent += 1
+        number = self.sent
         data = recording(number) if name.endswith(".wav") else picture(number)
         path = self.inbox / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +131,19 @@ class Sender:
         status = path.stat()
         self.newest[name] = Source(number, status.st_ino, status.st_size, status.st_mtime_ns)
         self.ways[way] += 1
+
+    def into(self, inbox: Path) -> Sender:
+        """One that goes on from here in another inbox, which gets names of the same files.
+
+        Of the same files, because a file's inode tells its version. They may be replaced by a
+        rename, and not in place.
+        """
+        for name in self.newest:
+            (inbox / name).parent.mkdir(parents=True, exist_ok=True)
+            os.link(self.inbox / name, inbox / name)
+        other = copy.deepcopy(self)
+        other.inbox = inbox
+        return other
 
 
 # ---- the daemon

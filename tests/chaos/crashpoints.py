@@ -3,10 +3,12 @@
     python tests/chaos/crashpoints.py [--short] [--only kills|errors] [--folder F]
 
 strace (Debian package of that name) is attached to one thread of a daemon that works off a handful
-of files, and kills it at the N-th fsync, fdatasync, rename, write, pwrite64, unlink, ftruncate or
-mkdir of that thread, for each N until a run is over before it is hit. A second daemon then works
-off what is left, and the invariants of `chaoskit.verdict` must hold. The main thread is gone
-through twice: at a first start, and at a start after a kill, which has something to recover.
+of files, some of them new, some newer than their sidecars, and kills it at the N-th fsync,
+fdatasync, rename, write, pwrite64, unlink, ftruncate or mkdir of that thread, for each N until a
+run is over before it is hit. A second daemon then works off what is left, and the invariants of
+`chaoskit.verdict` must hold. Each point is gone through twice: the second time, what was being
+worked on is replaced before the second daemon starts. The main thread is killed at a first start,
+and at a start after a kill, which has something to recover.
 
 Then the same with errors in place of kills: the syscall fails with EIO or ENOSPC, once. The daemon
 goes on, or ends and is started again; no job may fail or get lost. ``--short`` takes a sample.
@@ -16,6 +18,7 @@ Exits 1 if an invariant is violated.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import re
 import shutil
@@ -25,10 +28,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from chaoskit import STRACE, Memory, Running, Scene, Sender, report, verdict
+from chaoskit import STRACE, TEMP_PREFIX, Memory, Running, Scene, Sender, report, verdict
 
 SYSCALLS = (
     "fsync,fdatasync,rename,renameat,renameat2,write,pwrite64,unlink,unlinkat,ftruncate,mkdir,"
@@ -38,29 +41,30 @@ SYSCALLS = (
 KILL = "signal=KILL"
 ERRORS = ("error=EIO", "error=ENOSPC")
 FILES = 6
-WORKER = "worker auto"
-"""the name of the thread that makes sidecars"""
-SHORT_KILLS, SHORT_ERRORS = 7, 4
+MAIN, WORKER = "MainThread", "worker auto"
+"""names of threads: the one that starts and stops, and the one that makes sidecars"""
+IMPATIENT = 1000
+"""stands for the exit code of a daemon that did not get all done"""
+SHORT_KILLS, SHORT_ERRORS = 8, 4
 PATIENCE_S = 30.0
 """until a daemon that met an error must have all done"""
 _LINE = re.compile(r"(\d+) +(\w+)\(")
 
 
+FRESH, USED, KILLED = "a first start", "a later start", "a start after a kill"
+
+
 @dataclass(frozen=True)
 class Point:
-    """The when-th call of a syscall by a thread.
+    """The when-th call of a syscall by a thread, at one of three kinds of starts."""
 
-    With `recovering`, of a daemon that follows one that was killed at work.
-    """
-
+    start: str
     thread: str
     syscall: str
     when: int
-    recovering: bool = False
 
     def __str__(self) -> str:
-        after = ", after a kill" if self.recovering else ""
-        return f"{self.syscall} {self.when} of {self.thread}{after}"
+        return f"{self.syscall} {self.when} of {self.thread} at {self.start}"
 
 
 class Bench:
@@ -69,26 +73,55 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._scenes = 0
+        self._templates: dict[str, tuple[Scene, Sender]] = {}
+        self._prepare()
 
-    def scene(self, *, recovering: bool) -> tuple[Scene, Sender]:
-        """A scene with a handful of files; if wanted, as a daemon left it that was killed."""
+    def _prepare(self) -> None:
+        """One scene of each kind, of which copies are made."""
+        scene = self._scene()
+        sender = Sender(scene.inbox, seed=5, replaced=0, recordings=0.3)
+        for _ in range(FILES - 2):
+            sender.send()
+        if code := scene.once():
+            raise AssertionError(f"an undisturbed run ended with exit code {code}")
+        for name, way in zip(
+            sender.newest, ("replaced in place", "replaced by a rename"), strict=False
+        ):
+            sender.put(name, way)
+        for _ in range(2):
+            sender.send()
+        self._templates[USED] = scene, sender
+        fresh = self._scene()
+        self._templates[FRESH] = fresh, sender.into(fresh.inbox)
+        killed, of_killed = self.scene(USED)
+        point = Point(USED, WORKER, "fsync", 5)
+        if self.attack(killed, point, KILL, Running.wait, "before")[0] != -9:
+            raise AssertionError("the daemon that is to leave something was not killed")
+        self._templates[KILLED] = killed, of_killed
+
+    def _scene(self) -> Scene:
         self._scenes += 1
         # one worker with one decode process: a thread's calls are much the same in each run
         keys = "decode_processes = 1\nbatch_size = 3\nmax_attempts = 100"
         # what could not be put into the store is found again by the next comparison
-        scene = Scene(self._folder / str(self._scenes), keys=keys, rescan_seconds=1)
-        sender = Sender(scene.inbox, seed=5, replaced=0, recordings=0.3)
-        for _ in range(FILES):
-            sender.send()
-        if recovering:
-            point = Point(WORKER, "fsync", 5)
-            if self.attack(scene, point, KILL, Running.wait, "before") != (-9, True):
-                raise AssertionError("the daemon that is to leave something was not killed")
-        return scene, sender
+        return Scene(self._folder / str(self._scenes), keys=keys, rescan_seconds=1)
 
-    def survey(self, *, recovering: bool) -> dict[tuple[str, str], int]:
+    def scene(self, start: str) -> tuple[Scene, Sender]:
+        """A fresh scene of a kind."""
+        template, sender = self._templates[start]
+        scene = self._scene()
+        for folder in ("out", "state"):
+            if (template.folder / folder).exists():
+                shutil.copytree(
+                    template.folder / folder,
+                    scene.folder / folder,
+                    ignore=shutil.ignore_patterns("control"),  # a socket is not copied
+                )
+        return scene, sender.into(scene.inbox)
+
+    def survey(self, start: str) -> dict[tuple[str, str], int]:
         """How often each thread makes each syscall, in an undisturbed run."""
-        scene, _ = self.scene(recovering=recovering)
+        scene, _ = self.scene(start)
         record, threads = scene.folder / "strace", scene.folder / "threads"
         threads.unlink(missing_ok=True)
         strace = [STRACE, "-f", "--detach-on=execve", "-qq", "-s0", f"-etrace={SYSCALLS}"]
@@ -105,11 +138,12 @@ class Bench:
 
     def attack(
         self, scene: Scene, point: Point, what: str, end: Callable[[Running], int], life: str
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, str]:
         """Run a daemon with a fault at a point.
 
         Returns:
-            What `end` does, which is to wait for its end; whether the point was come by.
+            What `end` does, which is to wait for its end; the call as strace tells it, or nothing
+            if it was not come by.
         """
         threads, go, record = (scene.folder / name for name in ("threads", "go", "strace"))
         for leftover in (threads, go):
@@ -121,7 +155,7 @@ class Bench:
             trace, number = f"-etrace={point.syscall}", thread_id(threads, point.thread)
             inject = f"-einject={point.syscall}:{what}:when={point.when}"
             with subprocess.Popen(
-                [STRACE, "-s0", trace, inject, "-o", str(record), "-p", number],
+                [STRACE, "-y", "-s500", trace, inject, "-o", str(record), "-p", number],
                 stderr=subprocess.PIPE,
                 text=True,
             ) as strace:
@@ -134,7 +168,8 @@ class Bench:
                 finally:
                     running.kill(children=True)
                     strace.wait()
-        return code, "INJECTED" in record.read_text() or code == -9
+        told = record.read_text(errors="replace").splitlines()
+        return code, next((line for line in told if "INJECTED" in line or "killed" in line), "")
 
 
 def thread_id(threads: Path, name: str) -> str:
@@ -147,20 +182,31 @@ def thread_id(threads: Path, name: str) -> str:
     return ""
 
 
-def crash(bench: Bench, point: Point) -> list[str] | None:
-    """Kill at a point and start again: what is wrong then; None if the point was not come by."""
-    scene, sender = bench.scene(recovering=point.recovering)
+def crash(bench: Bench, point: Point, *, replaced: bool) -> list[str] | None:
+    """Kill at a point and start again: what is wrong then; None if the point was not come by.
+
+    Args:
+        bench: where to.
+        point: the call.
+        replaced: in between, there come newer versions of what was being worked on.
+    """
+    scene, sender = bench.scene(point.start)
     memory = Memory(scene, sender)
-    code, hit = bench.attack(scene, point, KILL, Running.wait, "attacked")
     memory.look_back()
+    code, _ = bench.attack(scene, point, KILL, Running.wait, "attacked")
+    memory.look_back()
+    if replaced:
+        for (path,) in scene.jobs("path", "state = 'running'"):
+            sender.put(os.fsdecode(path), "replaced by a rename")
     again = scene.once(life="again")
     memory.look_back()
     wrong = [*verdict(scene, sender.newest), *memory.wrong]
-    if code not in ((-9,) if hit else (0,)):
+    if code not in (0, -9):
         wrong.append(f"the attacked daemon ended with exit code {code}")
     if again:
         wrong.append(f"the second daemon ended with exit code {again}")
-    return tidied(scene, wrong) if hit else None
+    wrong = tidied(scene, wrong)
+    return wrong if code else None
 
 
 def fail(bench: Bench, point: Point, error: str, ends: Counter[str]) -> list[str] | None:
@@ -172,36 +218,43 @@ def fail(bench: Bench, point: Point, error: str, ends: Counter[str]) -> list[str
         error: of strace's.
         ends: counts how the daemon took it.
     """
-    scene, sender = bench.scene(recovering=point.recovering)
+    scene, sender = bench.scene(point.start)
 
     def end(running: Running) -> int:
         deadline = time.monotonic() + PATIENCE_S
-        while not running.ended() and scene.states().get("done", 0) < FILES:
+        while not running.ended() and scene.states().get("done", 0) < len(sender.newest):
             if time.monotonic() > deadline:
-                return 1000
+                return IMPATIENT
             time.sleep(0.02)
         return running.wait() if running.ended() else running.stop()
 
-    code, hit = bench.attack(scene, point, error, end, "attacked")
+    code, call = bench.attack(scene, point, error, end, "attacked")
     wrong = []
-    if not hit:
+    if not call:
         how = "was not come by"
+    elif str(scene.folder) not in call or f"{scene.log}>" in call or f"{scene.asked}>" in call:
+        how = "of its log, its sockets and such: not looked at"
     elif code == 0:
         how = "went on, and all was done"
-    elif code == 1000:
+    elif code == IMPATIENT:
         how = "went on, and not all was done"
         wrong.append(f"{scene.states()} after {PATIENCE_S:.0f} s")
     else:
         how = f"ended with exit code {code}"
         if "Traceback" in scene.log.read_text():
-            how += " and a traceback"
+            wrong.append("it ended with a traceback")
     ends[how] += 1
     with scene.start("--once", life="again", fresh_log=False) as running:
         again = running.wait()
     if again:
         wrong.append(f"the second daemon ended with exit code {again}")
     wrong += verdict(scene, sender.newest)
-    return tidied(scene, wrong) if hit else None
+    if point.syscall.startswith("unlink"):  # what cannot be removed stays
+        wrong = [each for each in wrong if TEMP_PREFIX not in each]
+    if "not looked at" in how:
+        wrong = []
+    wrong = tidied(scene, wrong)
+    return wrong if call else None
 
 
 def tidied(scene: Scene, wrong: list[str]) -> list[str]:
@@ -213,17 +266,17 @@ def tidied(scene: Scene, wrong: list[str]) -> list[str]:
 
 def points(bench: Bench) -> Iterator[tuple[Point, int]]:
     """The first point of each thread and syscall, and about how many follow, itself included."""
-    for (thread, syscall), n in sorted(bench.survey(recovering=False).items()):
-        yield Point(thread, syscall, 1), n
-    for (thread, syscall), n in sorted(bench.survey(recovering=True).items()):
-        if thread == "MainThread":  # the others do the same as after any other start
-            yield Point(thread, syscall, 1, recovering=True), n
+    for start in (FRESH, USED, KILLED):
+        for (thread, syscall), n in sorted(bench.survey(start).items()):
+            # what the others do at a first start they do at a later one, and more
+            if (thread == MAIN) == (start != USED):
+                yield Point(start, thread, syscall, 1), n
 
 
 def sample(found: list[tuple[Point, int]], size: int, seed: int) -> list[Point]:
     """Some points, of each syscall one before any has two."""
     chance = random.Random(seed)
-    every = [Point(p.thread, p.syscall, k, p.recovering) for p, n in found for k in range(1, n + 1)]
+    every = [replace(point, when=k) for point, n in found for k in range(1, n + 1)]
     chance.shuffle(every)
     seen: Counter[str] = Counter()
     order = []
@@ -272,23 +325,28 @@ def main() -> int:
     if args.only != "kills":
         runs += [(error, SHORT_ERRORS // len(ERRORS)) for error in ERRORS]
 
-    for what, size in runs:
-
-        def strike(point: Point, what: str = what) -> bool:
-            if what == KILL:
-                return attempt("kill", point, lambda: crash(bench, point))
+    def strike(point: Point, what: str, *, replaced: bool = False) -> bool:
+        if what != KILL:
             name = what.removeprefix("error=")
             return attempt(name, point, lambda: fail(bench, point, what, ends))
+        name = "kill, then newer versions" if replaced else "kill"
+        return attempt(name, point, lambda: crash(bench, point, replaced=replaced))
 
+    for what, size in runs:
+        if what != KILL:  # what the others write is little but the log and wake-up calls
+            found = [(p, n) for p, n in found if p.syscall != "write" or p.thread == WORKER]
         if args.short:
-            for point in sample(found, size, args.seed):
-                strike(point)
+            for number, point in enumerate(sample(found, size, args.seed)):
+                strike(point, what, replaced=number % 2 == 1)
             continue
         for first, _ in found:
             when = 1
-            while strike(Point(first.thread, first.syscall, when, first.recovering)):
+            while strike(point := replace(first, when=when), what):
+                if what == KILL:
+                    strike(point, what, replaced=True)
                 when += 1
-            print(f"  {what}: {when - 1} points at {first.syscall} of {first.thread}", flush=True)
+            where = f"{first.syscall} of {first.thread} at {first.start}"
+            print(f"  {what}: {when - 1} points at {where}", flush=True)
 
     rows: list[tuple[str, object]] = [
         ("points tried", sum(tried.values())),

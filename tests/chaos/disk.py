@@ -23,6 +23,7 @@ CALLS = (
 """what strace has to record; those that are not modelled are refused when they are met"""
 RECORD = [STRACE, "-f", "--detach-on=execve", "-qq", "-y", "-xx", "-s1000000"]
 """data and names in full, as hexadecimal digits; without what the children do"""
+SYNCS = ("fsync", "fdatasync")
 TORN_B = (512, 4096)
 """borders at which a write may be torn: a sector, a page"""
 
@@ -289,7 +290,7 @@ class Disk:
         Raises:
             NotImplementedError: it changed something below the root in a way that has no model.
         """
-        syncs = call.name in ("fsync", "fdatasync")
+        syncs = call.name in SYNCS
         of_root = syncs and call.paths[0] == str(self._root)
         if call.failed or not (of_root or any(self._below(path) for path in call.paths)):
             return False

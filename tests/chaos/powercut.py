@@ -4,7 +4,7 @@
 
 strace (Debian package of that name) records every call that changes a file while a daemon works off
 some files, is stopped, and a second one works off newer versions of some of them. `disk` replays
-the calls. A cut after each sync, and at moments between, leaves what was synced and nothing else;
+the calls. A cut before and after each sync, and between, leaves what was synced and nothing else;
 or of the rest what a seeded draw lets reach the disk, by whole files or torn into blocks. Of each:
 
 - the store is sound, and each job that it calls done has whole sidecars about its version;
@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaoskit import Scene, Sender, broken_sidecars, report, verdict
-from disk import CALLS, RECORD, ByFile, Call, Disk, Everything, Fate, Strict, Torn, calls
+from disk import CALLS, RECORD, SYNCS, ByFile, Call, Disk, Everything, Fate, Strict, Torn, calls
 
 FATES: dict[str, Callable[[random.Random], Fate]] = {
     "only what was synced": lambda _: Strict(),
@@ -53,13 +53,11 @@ class Life:
         scene: whose daemons ran.
         sender: knows the newest version of each file.
         calls: of both daemons, in order.
-        made: the folders of the store and of the sidecars were there before.
     """
 
     scene: Scene
     sender: Sender
     calls: list[Call]
-    made: bool
 
 
 @dataclass
@@ -67,24 +65,22 @@ class Findings:
     """Counts, and what was wrong."""
 
     cuts: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    """jobs that a store called done, by fate, all cuts together"""
     faults: list[str] = field(default_factory=list)
     starts: int = 0
 
 
-def record(folder: Path, files: int, seed: int, *, made: bool = True, without: str = "") -> Life:
-    """Two daemons' lives in a fresh scene.
+def record(folder: Path, files: int, seed: int, *, without: str = "") -> Life:
+    """Two daemons' lives in a fresh scene; the first makes the folders of store and sidecars.
 
     Args:
         folder: of the scene.
         files: how many there are for the first; half as many, newer ones or more, for the second.
         seed: of the files.
-        made: make the folders of the store and of the sidecars beforehand.
         without: syscalls that strace keeps from the kernel.
     """
     scene = Scene(folder, keys="max_attempts = 100")
-    if made:
-        scene.state.mkdir()
-        scene.outbox.mkdir()
     sender = Sender(scene.inbox, seed, replaced=0, recordings=0.1)
     found: list[Call] = []
     inject = [f"-einject={without}:retval=0"] if without else []
@@ -99,13 +95,13 @@ def record(folder: Path, files: int, seed: int, *, made: bool = True, without: s
                 raise AssertionError(f"an undisturbed daemon ended with exit code {code}")
         found += calls(trace)
         trace.unlink()
-    return Life(scene, sender, found, made)
+    return Life(scene, sender, found)
 
 
 def replay(life: Life) -> Iterator[tuple[Disk, bool, int]]:
     """The disk after each call that changed it, whether that was a sync, and the call's number."""
     roots = (life.scene.state, life.scene.outbox)
-    disk = Disk(life.scene.folder, [root.name for root in roots], made=life.made)
+    disk = Disk(life.scene.folder, [root.name for root in roots], made=False)
     for number, call in enumerate(life.calls):
         before = disk.changes
         synced = disk.apply(call)
@@ -148,9 +144,12 @@ def cut_everywhere(
     """
     findings = Findings()
     moments = sum(1 for _, synced, _ in replay(life) if synced)
-    to_start = starts / max(1, moments * (1 + 2 * draws))
+    to_start = starts / max(1, 2 * moments * (1 + 2 * draws))
     for disk, synced, number in replay(life):
-        if not synced and chance.random() >= between:
+        # before a sync, most is at stake
+        following = life.calls[number + 1 : number + 2]
+        before = any(call.name in SYNCS for call in following)
+        if not synced and not before and chance.random() >= between:
             continue
         for fate, make in FATES.items():
             for _ in range(1 if fate == "only what was synced" else int(draws)):
@@ -158,7 +157,8 @@ def cut_everywhere(
                 disk.cut(tree, make(chance))
                 findings.cuts[fate] += 1
                 where = f"call {number} ({life.calls[number].name}), {fate}"
-                wrong = faults(tree)
+                done, wrong = looked_at(tree)
+                findings.done[fate] += done
                 if not wrong and starts and chance.random() < to_start:
                     wrong = start_upon(tree, life)
                     findings.starts += 1
@@ -167,41 +167,45 @@ def cut_everywhere(
     return findings
 
 
-def faults(tree: Path) -> list[str]:
-    """What is wrong with what a power cut left, before any daemon looks at it."""
+def looked_at(tree: Path) -> tuple[int, list[str]]:
+    """What a power cut left, before any daemon looks at it.
+
+    Returns:
+        How many jobs the store calls done, and what is wrong.
+    """
     if not (tree / "state" / "jobs.sqlite3").exists():
-        return []
+        return 0, []
     # on a copy: looking at it writes to it
-    looked_at = tree.with_name("looked-at")
-    shutil.copytree(tree / "state", looked_at)
+    copy = tree.with_name("copy")
+    shutil.copytree(tree / "state", copy)
     try:
-        db = sqlite3.connect(looked_at / "jobs.sqlite3")
+        db = sqlite3.connect(copy / "jobs.sqlite3")
         try:
             (sound,) = db.execute("PRAGMA integrity_check").fetchone()
             if sound != "ok":
-                return [f"the store is damaged: {sound.splitlines()[0]}"]
+                return 0, [f"the store is damaged: {sound.splitlines()[0]}"]
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'job'").fetchone():
-                return []
+                return 0, []
             rows = db.execute("SELECT id, path, size, mtime_ns, state FROM job").fetchall()
         finally:
             db.close()
     except sqlite3.DatabaseError as error:
-        return [f"the store cannot be read: {error}"]
+        return 0, [f"the store cannot be read: {error}"]
     finally:
-        shutil.rmtree(looked_at)
+        shutil.rmtree(copy)
     wrong = []
-    for job, path, _, _, state in rows:
-        if state == "done":
-            name = os.fsdecode(path)
-            if fault := broken_sidecars(tree / "out", name):
-                wrong.append(f"done, but {fault}")
-                continue
-            told = json.loads((tree / "out" / f"{name}.json").read_bytes())
-            # a newer version may be under way, whose row is not done yet
-            versions = [row[2:4] for row in rows if row[1] == path and row[0] >= job]
-            if (told["source_bytes"], told["source_mtime_ns"]) not in versions:
-                wrong.append(f"done, but the sidecars of {name} are about an older version")
-    return wrong
+    done = [row for row in rows if row[4] == "done"]
+    for job, path, *_ in done:
+        name = os.fsdecode(path)
+        if fault := broken_sidecars(tree / "out", name):
+            wrong.append(f"done, but {fault}")
+            continue
+        told = json.loads((tree / "out" / f"{name}.json").read_bytes())
+        # a newer version may be under way, whose row is not done yet
+        versions = [row[2:4] for row in rows if row[1] == path and row[0] >= job]
+        if (told["source_bytes"], told["source_mtime_ns"]) not in versions:
+            wrong.append(f"done, but the sidecars of {name} are about an older version")
+    return len(done), wrong
 
 
 def start_upon(tree: Path, life: Life) -> list[str]:
@@ -217,7 +221,6 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="few files, few starts")
     parser.add_argument("--files", type=int)
     parser.add_argument("--starts", type=int, help="upon how many of the cuts a daemon is started")
-    parser.add_argument("--first-start", action="store_true", help="also without the folders")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keep everything there")
     args = parser.parse_args()
@@ -232,19 +235,20 @@ def main() -> int:
     wrong: list[str] = []
 
     def examine(what: str, life: Life, **how: float) -> Findings:
+        print(f"{what}: {len(life.calls)} calls recorded", flush=True)
         found = cut_everywhere(life, chance, **how)
         rows.append((what, f"{len(life.calls)} calls recorded"))
-        rows.extend((f"  cuts, {fate}", n) for fate, n in found.cuts.items())
+        for fate, n in found.cuts.items():
+            rows.append((f"  cuts, {fate}", f"{n}, with {found.done[fate]} done jobs looked at"))
         rows.append(("  daemons started upon a cut", found.starts))
         rows.append(("  faults", len(found.faults)))
         return found
 
     life = record(folder / "life", files, args.seed)
     how = {"starts": starts, "between": between, "draws": draws}
-    wrong += examine(f"{files} files, then {files // 2}", life, **how).faults
-    if args.first_start:
-        life = record(folder / "first", files, args.seed, made=False)
-        wrong += examine("the same, folders made by the daemon", life, **how).faults
+    found = examine(f"as it is, {files} files, then {files // 2}", life, **how)
+    wrong += found.faults
+    wrong += [f"{fate}: no job was ever done" for fate in FATES if not found.done[fate]]
     for what, syscalls in WITHOUT.items():
         life = record(folder / what, min(files, 12), args.seed, without=syscalls)
         found = examine(f"with {what}", life, starts=0, between=0, draws=1)
