@@ -133,9 +133,8 @@ def run(
     options = _options(settings, model_path=model_path, device=device, debug=debug or None)
     if inbox is not None:
         if not once:  # a new folder holds nothing to work off: its name was mistyped
-            with contextlib.suppress(
-                OSError
-            ):  # if it cannot be made, the daemon says so, and waits
+            # if it cannot be made, the daemon says so, and waits
+            with contextlib.suppress(OSError):
                 inbox.expanduser().mkdir(exist_ok=True)
         table = {"path": str(inbox)}
         if outbox is not None:
