@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import phi4d
 from phi4d import cli, demo, trial
+from phi4d.cli.options import Refusals
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import EXIT_DEVICE, EXIT_FAILURE, ConfigError, DeviceError, DeviceLost
 from phi4d.job import Arrival, Fingerprint, Kind
@@ -338,12 +339,12 @@ class TestRun:
         ("error", "code"), [(DeviceLost("x"), EXIT_DEVICE), (DeviceError("x"), EXIT_FAILURE)]
     )
     def test_a_lost_device_has_its_exit_code(self, error: Exception, code: int) -> None:
-        with pytest.raises(typer.Exit) as ended, cli._Refusals():
+        with pytest.raises(typer.Exit) as ended, Refusals():
             raise error
         assert ended.value.exit_code == code
 
     def test_unforeseen_faults_are_no_refusals(self) -> None:
-        with pytest.raises(ZeroDivisionError), cli._Refusals():
+        with pytest.raises(ZeroDivisionError), Refusals():
             raise ZeroDivisionError
 
 
@@ -397,6 +398,6 @@ def test_ctrl_c_leaves_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_refusal_names_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit), cli._Refusals():
+    with pytest.raises(typer.Exit), Refusals():
         raise ConfigError("one", "two")
     assert capsys.readouterr().err == "phi4d: one\nphi4d: two\n"

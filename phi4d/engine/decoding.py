@@ -7,10 +7,12 @@ past 4,096 tokens), and the caller is heard after every token.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
 
 from phi4d.engine.embedding import Prompt
 from phi4d.engine.faults import device_faults
@@ -53,7 +55,8 @@ def decode(
     rows = list(range(len(prompts)))
     positions = (attend.cumsum(1) - 1).clamp(min=0)
     inputs: dict[str, Any] = {"inputs_embeds": embeds}
-    cache = None
+    cache = DynamicCache(config=model.config)
+    takes_cache = _cache_argument(model)
     with device_faults(device, f"answering {len(rows)} requests"):
         chooser = Chooser(
             [prompt.sampling for prompt in prompts],
@@ -68,10 +71,9 @@ def decode(
                 **inputs,
                 attention_mask=attend,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{takes_cache: cache},
             )
-            cache = out.past_key_values
             # A copy: a slice's odd strides send bfloat16 on the CPU down a path that packs the
             # whole output layer anew, 5 s in place of 0.06 s (``benchmarks/waste.py``).
             last = out.last_hidden_state[:, -1].clone(memory_format=torch.contiguous_format)
@@ -97,3 +99,9 @@ def decode(
                 rows = [rows[i] for i in going]
             attend = torch.cat([attend, attend.new_ones(len(rows), 1)], dim=1)
             inputs = {"input_ids": chosen[:, None]}
+
+
+def _cache_argument(model: Phi4MultimodalForCausalLM) -> str:
+    """What ``forward`` calls the cache; transformers 5.24 renamed it, and warns of the old name."""
+    known = inspect.signature(model.model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"

@@ -1,0 +1,59 @@
+"""The command line: thin. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import phi4d
+from phi4d.cli import looking, model, ordering, serving
+from phi4d.cli.options import HELP
+
+app = typer.Typer(
+    name="phi4d",
+    help="Drop pictures and recordings into a folder; find descriptions and transcripts in another."
+    " Runs Phi-4-multimodal on your own machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=HELP,
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"phi4d {phi4d.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (
+    serving.run,
+    serving.process,
+    looking.status,
+    ordering.retry,
+    ordering.regenerate,
+    looking.explain,
+    looking.doctor,
+    serving.demo,
+):
+    app.command()(command)
+app.add_typer(model.app, name="model")
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
