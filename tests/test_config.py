@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from phi4d import config
+from phi4d.config import loading
 from phi4d.errors import ConfigError
 from phi4d.job import Kind
 
@@ -35,8 +37,8 @@ def faults(tmp_path: Path, *args: Any, **options: Any) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _no_files_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "SYSTEM_FILE", tmp_path / "etc.toml")
-    monkeypatch.setattr(config, "user_file", lambda: tmp_path / "user.toml")
+    monkeypatch.setattr(loading, "SYSTEM_FILE", tmp_path / "etc.toml")
+    monkeypatch.setattr(loading, "user_file", lambda: tmp_path / "user.toml")
 
 
 class TestSources:
@@ -57,7 +59,7 @@ class TestSources:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # as when a service's user has the HOME of root, whom tests may run as: he may look anywhere
-        monkeypatch.setattr(config, "user_file", lambda: tmp_path / ("x" * 300))
+        monkeypatch.setattr(loading, "user_file", lambda: tmp_path / ("x" * 300))
         assert load(tmp_path).batch_size == 8
 
     def test_a_file_that_is_named_takes_the_place_of_both(self, tmp_path: Path) -> None:
@@ -155,9 +157,9 @@ class TestFolders:
     def test_root_keeps_its_state_where_services_do(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(config.os, "geteuid", lambda: 0)
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
         assert load(tmp_path).state_dir == Path("/var/lib/phi4d")
-        monkeypatch.setattr(config.os, "geteuid", lambda: 1000)
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
         assert load(tmp_path).state_dir.name == "phi4d"
         assert load(tmp_path).state_dir != Path("/var/lib/phi4d")
 
