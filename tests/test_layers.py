@@ -17,7 +17,7 @@ import phi4d
 
 PACKAGE = Path(phi4d.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"__init__", "errors", "job", "demo"}),
+    frozenset({"__init__", "errors", "events", "job", "demo"}),
     frozenset(
         {
             "config",
