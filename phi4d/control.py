@@ -101,7 +101,7 @@ class Server(threading.Thread):
     """Takes orders, in a thread of its own, one after the other.
 
     The socket is there as soon as this is made; `start` must follow. What a killed daemon left in
-    its place goes: that there is only one daemon is the lock's to see to.
+    its place goes: that there is only one daemon is the lock's to see to. Its folder is made.
 
     Args:
         path: of the socket; of any length.
@@ -253,6 +253,7 @@ def _listen(path: Path) -> socket.socket:
         socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     )
     try:
+        _make_folder(path.parent)
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
                 raise EnvironmentFault(
@@ -273,6 +274,13 @@ def _listen(path: Path) -> socket.socket:
             ) from error
         raise
     return listener
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the socket's folder if it is missing: for the daemon's user and group alone."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        folder.chmod(0o750)  # whatever the process keeps from new files
 
 
 @contextlib.contextmanager

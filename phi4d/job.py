@@ -112,6 +112,9 @@ class Job:
     """how often it was put off since somebody last asked for it"""
     fresh: bool = False
     """it is to be answered anew, even if an answer is known"""
+    queued: float = 0.0
+    """since when it waits for its turn: it came in, or somebody wanted it again; seconds since
+    the epoch"""
 
     @property
     def name(self) -> str:

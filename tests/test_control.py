@@ -280,8 +280,20 @@ class TestSocket:
         assert (tmp_path / "control").read_text() == "mine"
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
-        with pytest.raises(EnvironmentFault, match="cannot be made: No such file"):
-            Server(tmp_path / "none/control", {})
+        (tmp_path / "file").touch()
+        with pytest.raises(EnvironmentFault, match="cannot be made: Not a directory"):
+            Server(tmp_path / "file" / "run" / "control", {})
+
+    def test_its_folder_is_made_for_its_user_and_group(
+        self, serve: Callable[..., Server], tmp_path: Path
+    ) -> None:
+        before = os.umask(0o077)
+        try:
+            serve(tmp_path / "run" / "phi4d" / "control")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "run" / "phi4d").stat().st_mode) == 0o750
+        assert ask(tmp_path / "run" / "phi4d" / "control", "echo") == {"got": {}}
 
     @pytest.mark.parametrize("length", [107, 108, 109, 300])
     def test_its_path_may_be_of_any_length(

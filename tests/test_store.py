@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -48,10 +49,40 @@ CREATE INDEX job_state ON job (inbox, state);
 CREATE INDEX job_failed ON job (finished) WHERE state = 'failed';
 PRAGMA user_version = 1;
 """
+TALLY_3 = """
+CREATE TABLE tally (
+    inbox      TEXT    NOT NULL,
+    state      TEXT    NOT NULL,
+    n          INTEGER NOT NULL,
+    PRIMARY KEY (inbox, state)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER tally_insert AFTER INSERT ON job BEGIN
+    INSERT INTO tally VALUES (new.inbox, new.state, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER tally_update AFTER UPDATE OF state ON job WHEN old.state <> new.state BEGIN
+    UPDATE tally SET n = n - 1 WHERE inbox = old.inbox AND state = old.state;
+    INSERT INTO tally VALUES (new.inbox, new.state, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+END;
+CREATE TRIGGER tally_delete AFTER DELETE ON job BEGIN
+    UPDATE tally SET n = n - 1 WHERE inbox = old.inbox AND state = old.state;
+END;
+PRAGMA user_version = 3;
+"""
+"""what stores of the third version counted with"""
 
 
 def arrival(path: bytes = b"a.jpg", version: int = 1, inbox: str = "in") -> Arrival:
     return Arrival(inbox, path, Kind.IMAGE, Fingerprint(11, 22, version))
+
+
+def outline(path: Path) -> tuple[int, list[tuple[str, ...]], list[list[object]]]:
+    """A store's version, what there is in it, and the columns of its tables."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        parts = db.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2")
+        tables = ("job", "notice", "paused", "tally")
+        columns = [db.execute(f"PRAGMA table_info({name})").fetchall() for name in tables]
+        return version, parts.fetchall(), columns
 
 
 @pytest.fixture
@@ -165,7 +196,7 @@ class TestClaim:
 
     @pytest.mark.parametrize(
         ("call", "index"),
-        [("busy", "job_running"), ("busy", "job_queue"), ("waiting", "job_queue")],
+        [("busy", "job_running"), ("busy", "(inbox=?)"), ("waiting", "job_queue")],
     )
     def test_a_million_finished_jobs_do_not_slow_it_down(
         self, store: Store, call: str, index: str
@@ -469,12 +500,73 @@ class TestNotices:
         reader.close()
 
 
+class TestPaused:
+    def test_a_pause_stays_until_it_is_ended(self, store: Store, path: Path, clock: Clock) -> None:
+        assert store.pause("in", "ada", "the outbox moves")
+        clock.advance(1)
+        assert not store.pause("in", "bob")
+        assert store.pause("other", "bob")
+        with Store(path.with_name("x")) as another:
+            assert another.paused() == {}
+        store.close()
+        with Store(path) as store, contextlib.closing(Reader(path)) as reader:
+            assert reader.paused() == store.paused()
+            first, second = store.paused().values()
+            assert (first.inbox, first.since) == ("in", clock.now - 1)
+            assert (first.words, second.words) == (
+                "paused by ada: the outbox moves", "paused by bob",
+            )  # fmt: skip
+            assert store.resume("in")
+            assert not store.resume("in")
+            assert list(reader.paused()) == ["other"]
+
+
+class TestOldest:
+    def test_it_is_since_when_something_waits(self, store: Store, path: Path, clock: Clock) -> None:
+        # given two that came in one after the other, and one elsewhere
+        store.add([arrival(b"a")])
+        clock.advance(1)
+        store.add([arrival(b"b"), arrival(b"c", inbox="other")])
+        with contextlib.closing(Reader(path)) as reader:
+            began = clock.now - 1
+            assert reader.oldest() == store.oldest() == {"in": began, "other": began + 1}
+            # when the first is taken, the second is the oldest
+            (job,) = store.claim([1], "cpu")
+            assert job.queued == began
+            assert reader.oldest()["in"] == began + 1
+            # when it is put back, it has waited all the while
+            clock.advance(1)
+            store.requeue(job, count=False)
+            assert reader.oldest()["in"] == began
+            # when it has failed and is wanted again, it waits since then
+            (job,) = store.claim([1], "cpu")
+            store.fail(job, "file", "bad")
+            clock.advance(1)
+            store.retry("in")
+            assert store.claim([1], "cpu")[0].queued == clock.now
+            # when nothing waits, there is no oldest
+            store.claim([2, 3], "cpu")
+            assert reader.oldest() == {}
+
+    def test_it_is_read_by_its_index(self, store: Store) -> None:
+        plan: list[str] = []
+        store._db.set_trace_callback(plan.append)
+        store.add([arrival()])
+        store.oldest()
+        store._db.set_trace_callback(None)
+        (query,) = [line for line in plan if line.startswith("SELECT inbox, (SELECT coalesce")]
+        steps = [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {query}")]
+        assert any("job_oldest (inbox=?)" in step for step in steps), steps
+        assert not any("SCAN job" in step or "TEMP B-TREE FOR ORDER" in step for step in steps)
+
+
 class TestTally:
     @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), max_size=30))
     @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
     def test_it_is_what_counting_gives(self, store: Store, steps: list[tuple[int, int]]) -> None:
         for what, n in steps:
-            store.add([arrival(b"%d" % n, version=what % 3)])
+            kind = Kind.AUDIO if what % 2 else Kind.IMAGE  # of a file that is back, perhaps another
+            store.add([replace(arrival(b"%d" % n, version=what % 3), kind=kind)])
             jobs = store.claim([n], "cpu") if what > 1 else []
             for job in jobs:
                 if what == 2:
@@ -486,10 +578,13 @@ class TestTally:
                 elif what == 5:
                     store.requeue(job, count=True)
             store.retry("in")
-        counted = dict(
-            store._db.execute("SELECT state, count(*) FROM job WHERE inbox = 'in' GROUP BY 1")
-        )
-        assert states(store) == counted
+        counted = store._db.execute("SELECT inbox, kind, state, count(*) FROM job GROUP BY 1, 2, 3")
+        tally = {(inbox, Kind(kind), State(state)): n for inbox, kind, state, n in counted}
+        assert store.tally() == tally
+        totals = Counter[State]()
+        for (_, _, state), n in tally.items():
+            totals[state] += n
+        assert states(store) == {str(state): n for state, n in totals.items()}
 
 
 class TestRecovery:
@@ -642,15 +737,43 @@ class TestFile:
                 assert states(store) == {"queued": 1}
         # then it is a store like any new one
         Store(path.with_name("new")).close()
-        found = []
-        for each in (path, path.with_name("new")):
-            with contextlib.closing(sqlite3.connect(each)) as db:
-                (version,) = db.execute("PRAGMA user_version").fetchone()
-                parts = db.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2")
-                columns = db.execute("PRAGMA table_info(job)").fetchall()
-                found.append((version, parts.fetchall(), columns))
-        assert found[0] == found[1]
-        assert found[0][0] == SCHEMA_VERSION
+        assert outline(path) == outline(path.with_name("new"))
+        assert outline(path)[0] == SCHEMA_VERSION
+
+    def test_a_store_of_the_third_version_is_brought_up_to_date(self, path: Path) -> None:
+        # given a store that counted by inbox and state alone
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.executescript(VERSION_1)
+            for version in (1, 2):
+                db.executescript(schema.MIGRATIONS[version])
+            db.executescript(TALLY_3)
+            db.executemany(
+                "INSERT INTO job (inbox, path, kind, inode, size, mtime_ns, state, added,"
+                " next_try) VALUES ('in', ?, ?, 1, 2, 3, ?, 8, 1)",
+                [(b"a", "image", "queued"), (b"b", "audio", "done"), (b"c", "audio", "done")],
+            )
+        counted = {
+            ("in", Kind.IMAGE, State.QUEUED): 1,
+            ("in", Kind.AUDIO, State.DONE): 2,
+        }
+        # when it is only looked at, it can be read as it is
+        with contextlib.closing(Reader(path)) as reader:
+            assert reader.tally() == counted
+            assert (reader.oldest(), reader.paused(), reader.put_off(1)) == ({}, {}, [])
+            with pytest.raises(EnvironmentFault, match="start the daemon once"):
+                reader.versions("in", b"a")
+        # when a daemon opens it
+        with Store(path) as store:
+            # then it counts by kind, too, from there on
+            assert store.tally() == counted
+            store.claim([1], "cpu")
+            assert store.tally() == {
+                ("in", Kind.IMAGE, State.RUNNING): 1,
+                ("in", Kind.AUDIO, State.DONE): 2,
+            }
+        # and it is a store like any new one
+        Store(path.with_name("new")).close()
+        assert outline(path) == outline(path.with_name("new"))
 
     def test_a_store_that_cannot_be_brought_up_to_date_is_left_as_it_was(self, path: Path) -> None:
         with contextlib.closing(sqlite3.connect(path)) as db, db:

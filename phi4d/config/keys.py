@@ -166,6 +166,8 @@ class Config(_Model):
     """outbox of inboxes that name none, and of `phi4d process`"""
     state_dir: Annotated[Folder, Field(default_factory=_state_dir)]
     """where the store is: what waits, runs, is done, has failed"""
+    runtime_dir: Folder | None = None
+    """where the daemon's control socket is, which its group may write to; default: state_dir"""
     image_url: Text | None = None
     """picture for `phi4d process` without a file (the old script's key)"""
     audio_url: Text | None = None
@@ -254,7 +256,7 @@ class Config(_Model):
     @property
     def control_path(self) -> Path:
         """The daemon's control socket."""
-        return self.state_dir / "control"
+        return (self.runtime_dir or self.state_dir) / "control"
 
 
 def _inbox_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[str]:

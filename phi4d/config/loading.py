@@ -117,7 +117,7 @@ def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
             ):
                 table[key] = str(folder.absolute() / value)
 
-    anchor(data, ("cache_dir", "results_dir", "state_dir"))
+    anchor(data, ("cache_dir", "results_dir", "state_dir", "runtime_dir"))
     tables = data.get("inbox")
     for table in tables if isinstance(tables, list) else []:
         if isinstance(table, dict):

@@ -38,7 +38,10 @@ def roots(config: Config) -> list[Root]:
 
 def _apart(root: Path, config: Config, boxes: tuple[Inbox, ...]) -> dict[bytes, str]:
     """Folders of phi4d's own below an inbox: what it puts there is not to come in again."""
-    folders: list[tuple[Path | None, str]] = [(config.state_dir, "state_dir")]
+    folders: list[tuple[Path | None, str]] = [
+        (config.state_dir, "state_dir"),
+        (config.runtime_dir, "runtime_dir"),
+    ]
     for box in boxes:
         folders += [
             (box.outbox_root(), f'the outbox of inbox "{box.name}"'),

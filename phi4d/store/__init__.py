@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from phi4d.store.reader import Reader
-from phi4d.store.rows import Chosen, Failure, Notice, Row
+from phi4d.store.rows import Chosen, Failure, Notice, Paused, Row
 from phi4d.store.schema import SCHEMA_VERSION, SQLITE_VERSION
 from phi4d.store.store import ADD_ROWS, FIRST_FEW, Store
 
@@ -18,6 +18,7 @@ __all__ = [
     "Chosen",
     "Failure",
     "Notice",
+    "Paused",
     "Reader",
     "Row",
     "Store",

@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from phi4d.errors import EnvironmentFault
-from phi4d.job import Job, State
+from phi4d.job import Job, Kind, State
 from phi4d.store import rows
-from phi4d.store.rows import Failure, Notice, Row
+from phi4d.store.rows import Failure, Notice, Paused, Row
 from phi4d.store.schema import damaged, is_damage
 
 FIRST_COLUMNS = "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes"
 """what stores of every version have: the daemon may not have been started since an upgrade, and
 only it changes a store"""
+TALLIED = 4  # the first version whose rows and counts are those of today
 
 
 class Reader:
@@ -42,7 +43,29 @@ class Reader:
     def counts(self) -> dict[str, dict[State, int]]:
         """Number of jobs by inbox and state."""
         with self._readable():
-            return counts(self._db, tallied=self._version >= 3)
+            return counts(self._db, tallied=self._version >= TALLIED)
+
+    def tally(self) -> dict[tuple[str, Kind, State], int]:
+        """Number of jobs by inbox, kind and state."""
+        with self._readable():
+            return tally(self._db, tallied=self._version >= TALLIED)
+
+    def oldest(self) -> dict[str, float]:
+        """Since when the longest waiting job of each inbox waits, in seconds since the epoch.
+
+        Inboxes in which nothing waits are missing.
+        """
+        if self._version < TALLIED:
+            return {}
+        with self._readable():
+            return oldest(self._db)
+
+    def paused(self) -> dict[str, Paused]:
+        """The inboxes that somebody paused, by their names."""
+        if self._version < TALLIED:
+            return {}
+        with self._readable():
+            return paused(self._db)
 
     def running(self) -> list[tuple[Job, str, float]]:
         """What runs: the job, its device, and since when (seconds since the epoch)."""
@@ -73,7 +96,7 @@ class Reader:
 
     def put_off(self, limit: int) -> list[Row]:
         """Queued jobs that wait for their next try, the longest waiting first."""
-        if self._version < 3:
+        if self._version < TALLIED:
             return []
         with self._readable():
             found = self._db.execute(
@@ -85,7 +108,7 @@ class Reader:
 
     def versions(self, inbox: str, path: bytes) -> list[Row]:
         """Every version of a file that is known, the newest first."""
-        if self._version < 3:
+        if self._version < TALLIED:
             raise EnvironmentFault(
                 f"{self._path}: the store is an older phi4d's; start the daemon once, which brings "
                 "it up to date"
@@ -123,16 +146,38 @@ def _uri(path: Path) -> str:
 
 
 def counts(db: sqlite3.Connection, *, tallied: bool = True) -> dict[str, dict[State, int]]:
-    """Number of jobs by inbox and state; older stores have no tally and are counted."""
-    query = (
-        "SELECT inbox, state, n FROM tally WHERE n > 0"
-        if tallied
-        else "SELECT inbox, state, count(*) FROM job GROUP BY 1, 2"
-    )
+    """Number of jobs by inbox and state; see `tally`."""
     result: dict[str, dict[State, int]] = {}
-    for inbox, state, n in db.execute(query):
-        result.setdefault(inbox, dict.fromkeys(State, 0))[State(state)] = n
+    for (inbox, _, state), n in tally(db, tallied=tallied).items():
+        result.setdefault(inbox, dict.fromkeys(State, 0))[state] += n
     return result
+
+
+def tally(db: sqlite3.Connection, *, tallied: bool = True) -> dict[tuple[str, Kind, State], int]:
+    """Number of jobs by inbox, kind and state; older stores have no such tally and are counted."""
+    query = (
+        "SELECT inbox, kind, state, n FROM tally WHERE n > 0"
+        if tallied
+        else "SELECT inbox, kind, state, count(*) FROM job GROUP BY 1, 2, 3"
+    )
+    return {(inbox, Kind(kind), State(state)): n for inbox, kind, state, n in db.execute(query)}
+
+
+def oldest(db: sqlite3.Connection) -> dict[str, float]:
+    """Since when the longest waiting job of each inbox waits, in seconds since the epoch."""
+    found = db.execute(  # of each inbox in which something waits one row, by its index
+        "SELECT inbox, (SELECT coalesce(queued, added) FROM job"
+        " WHERE state = 'queued' AND job.inbox = waiting.inbox"
+        " ORDER BY coalesce(queued, added) LIMIT 1)"
+        " FROM (SELECT DISTINCT inbox FROM tally WHERE state = 'queued' AND n > 0) AS waiting"
+    )
+    return {inbox: float(since) for inbox, since in found}
+
+
+def paused(db: sqlite3.Connection) -> dict[str, Paused]:
+    """The inboxes that somebody paused, by their names."""
+    found = db.execute("SELECT inbox, since, who, why FROM paused ORDER BY inbox")
+    return {row[0]: Paused(*row) for row in found}
 
 
 def versions(db: sqlite3.Connection, inbox: str, path: bytes) -> list[Row]:

@@ -9,12 +9,15 @@ from typing import Any
 from phi4d.job import Fingerprint, Job, Kind, State
 
 JOB_COLUMNS = (
-    "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes, deaths, waits, fresh"
+    "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes, deaths, waits, fresh,"
+    " coalesce(queued, added)"
 )
 ROW_COLUMNS = (
     JOB_COLUMNS + ", state, device, fault, phase, reason, added, started, finished, next_try,"
     " original, moved_to, question"
 )
+
+_JOB_WIDTH = 13  # columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,24 @@ class Notice:
     text: str
     since: float
     """seconds since the epoch"""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """An inbox from which nothing is taken, because somebody asked for it."""
+
+    inbox: str
+    since: float
+    """seconds since the epoch"""
+    who: str
+    """the user who asked for it"""
+    why: str
+    """in that user's words; may be empty"""
+
+    @property
+    def words(self) -> str:
+        """Who paused it, and why."""
+        return f"paused by {self.who}" + (f": {self.why}" if self.why else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +93,7 @@ class Row:
 def job(row: Sequence[Any]) -> Job:
     """A job from `JOB_COLUMNS`, or from as many of them as an older store has."""
     job_id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes, *later = row
-    deaths, waits, fresh = (*later, 0, 0, 0)[:3]
+    deaths, waits, fresh, queued = (*later, 0, 0, 0, 0)[:4]
     return Job(
         id=int(job_id),
         inbox=str(inbox),
@@ -84,10 +105,11 @@ def job(row: Sequence[Any]) -> Job:
         deaths=int(deaths),
         waits=int(waits),
         fresh=bool(fresh),
+        queued=float(queued),
     )
 
 
 def row(found: Sequence[Any]) -> Row:
     """A row from `ROW_COLUMNS`."""
-    state, *rest = found[12:]
-    return Row(job(found[:12]), State(str(state)), *rest)
+    state, *rest = found[_JOB_WIDTH:]
+    return Row(job(found[:_JOB_WIDTH]), State(str(state)), *rest)

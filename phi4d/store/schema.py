@@ -14,25 +14,38 @@ from phi4d.errors import PASSING, ConfigError, EnvironmentFault
 log = logging.getLogger(__name__)
 
 SQLITE_VERSION = sqlite3.sqlite_version_info
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _TALLY = """
-CREATE TABLE tally (                        -- jobs by inbox and state: counting them takes long
+CREATE TABLE tally (                        -- jobs by these three: counting them takes long
     inbox      TEXT    NOT NULL,
+    kind       TEXT    NOT NULL,
     state      TEXT    NOT NULL,
     n          INTEGER NOT NULL,
-    PRIMARY KEY (inbox, state)
+    PRIMARY KEY (inbox, kind, state)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO tally SELECT inbox, state, count(*) FROM job GROUP BY inbox, state;
+INSERT INTO tally SELECT inbox, kind, state, count(*) FROM job GROUP BY inbox, kind, state;
 CREATE TRIGGER tally_insert AFTER INSERT ON job BEGIN
-    INSERT INTO tally VALUES (new.inbox, new.state, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+    INSERT INTO tally VALUES (new.inbox, new.kind, new.state, 1)
+        ON CONFLICT DO UPDATE SET n = n + 1;
 END;
-CREATE TRIGGER tally_update AFTER UPDATE OF state ON job WHEN old.state <> new.state BEGIN
-    UPDATE tally SET n = n - 1 WHERE inbox = old.inbox AND state = old.state;
-    INSERT INTO tally VALUES (new.inbox, new.state, 1) ON CONFLICT DO UPDATE SET n = n + 1;
+CREATE TRIGGER tally_update AFTER UPDATE OF kind, state ON job
+    WHEN old.state <> new.state OR old.kind <> new.kind BEGIN
+    UPDATE tally SET n = n - 1 WHERE inbox = old.inbox AND kind = old.kind AND state = old.state;
+    INSERT INTO tally VALUES (new.inbox, new.kind, new.state, 1)
+        ON CONFLICT DO UPDATE SET n = n + 1;
 END;
 CREATE TRIGGER tally_delete AFTER DELETE ON job BEGIN
-    UPDATE tally SET n = n - 1 WHERE inbox = old.inbox AND state = old.state;
+    UPDATE tally SET n = n - 1 WHERE inbox = old.inbox AND kind = old.kind AND state = old.state;
 END;
+CREATE TABLE paused (                       -- inboxes from which an operator lets nothing be taken
+    inbox      TEXT    NOT NULL PRIMARY KEY,
+    since      REAL    NOT NULL,            -- seconds since the epoch
+    who        TEXT    NOT NULL,            -- the user who asked for it
+    why        TEXT    NOT NULL             -- in that user's words; may be empty
+) STRICT, WITHOUT ROWID;
+CREATE INDEX job_oldest ON job (inbox, coalesce(queued, added)) WHERE state = 'queued';
+"""
+_INDEXES = """
 CREATE TABLE notice (                       -- what keeps an inbox from working, for `phi4d status`
     inbox      TEXT    NOT NULL,
     about      TEXT    NOT NULL,            -- 'outbox', 'watch', 'originals'
@@ -73,11 +86,13 @@ CREATE TABLE job (
     fresh      INTEGER NOT NULL DEFAULT 0,  -- to be answered anew, even if an answer is known
     original   TEXT,                        -- 'due' to be moved or deleted, 'moved', 'deleted', ...
     moved_to   BLOB,                        -- where to; any bytes
+    queued     REAL,                        -- since when it waits; NULL: since it was added
     UNIQUE (inbox, path, inode, size, mtime_ns)
 ) STRICT;
 CREATE INDEX job_running ON job (id) WHERE state = 'running';
 CREATE INDEX job_failed ON job (finished) WHERE state = 'failed';
 """
+    + _INDEXES
     + _TALLY
 )
 MIGRATIONS = {
@@ -93,6 +108,14 @@ ALTER TABLE job ADD COLUMN question BLOB;
 ALTER TABLE job ADD COLUMN fresh INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE job ADD COLUMN original TEXT;
 ALTER TABLE job ADD COLUMN moved_to BLOB;
+"""
+    + _INDEXES,
+    3: """
+DROP TRIGGER IF EXISTS tally_insert;
+DROP TRIGGER IF EXISTS tally_update;
+DROP TRIGGER IF EXISTS tally_delete;
+DROP TABLE IF EXISTS tally;
+ALTER TABLE job ADD COLUMN queued REAL;
 """
     + _TALLY,
 }

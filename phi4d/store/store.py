@@ -21,7 +21,7 @@ from typing import Any, Self
 from phi4d.errors import EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Job, Kind, State
 from phi4d.store import reader
-from phi4d.store.rows import JOB_COLUMNS, Chosen, Row, job
+from phi4d.store.rows import JOB_COLUMNS, Chosen, Paused, Row, job
 from phi4d.store.schema import open_store
 
 ADD_ROWS = 2_000  # rows a transaction; a million files then take some 10 s
@@ -176,8 +176,8 @@ class Store:
             " content, question, original) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             # a version that had gone and is back begins anew
             f" ON CONFLICT DO UPDATE SET {_ANEW}, state = excluded.state, added = excluded.added,"
-            " finished = excluded.finished, content = excluded.content, kind = excluded.kind,"
-            " question = excluded.question, original = excluded.original"
+            " queued = NULL, finished = excluded.finished, content = excluded.content,"
+            " kind = excluded.kind, question = excluded.question, original = excluded.original"
             f" WHERE {_GONE} RETURNING id",
             (
                 a.inbox,
@@ -465,14 +465,15 @@ class Store:
         for some in self._ids(which, values, inbox, below):
             these = f"{which} AND id IN (SELECT value FROM json_each(?))"
             with self._read() if dry_run else self._write() as db:
-                rows = db.execute(
-                    f"SELECT id, path FROM job WHERE {these}"
-                    if dry_run
-                    else f"UPDATE job SET state = 'queued', original = NULL, {how}, {_ANEW}"
-                    f" WHERE {these}"
-                    " RETURNING id, path",
-                    (*values, some),
-                ).fetchall()
+                if dry_run:
+                    found = db.execute(f"SELECT id, path FROM job WHERE {these}", (*values, some))
+                else:
+                    found = db.execute(
+                        "UPDATE job SET state = 'queued', original = NULL, queued = ?,"
+                        f" {how}, {_ANEW} WHERE {these} RETURNING id, path",
+                        (self._clock(), *values, some),
+                    )
+                rows = found.fetchall()
             count += len(rows)
             first += [bytes(path) for _, path in sorted(rows)[: FIRST_FEW - len(first)]]
         return Chosen(count, tuple(first))
@@ -507,6 +508,39 @@ class Store:
         """Note that a source file which was moved away is at its place again."""
         with self._write() as db:
             db.execute("UPDATE job SET original = NULL, moved_to = NULL WHERE id = ?", (job.id,))
+
+    # ---- inboxes that somebody paused
+
+    def pause(self, inbox: str, who: str, why: str = "") -> bool:
+        """Let nothing more be taken from an inbox until `resume`, over restarts too.
+
+        That it is so is for whoever takes jobs to heed: `waiting` does not look.
+
+        Args:
+            inbox: its name.
+            who: the user who wants it.
+            why: in the user's words.
+
+        Returns:
+            Whether it was not paused before; an earlier pause stays as it is.
+        """
+        with self._write() as db:
+            cursor = db.execute(
+                "INSERT INTO paused VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (inbox, self._clock(), who, why),
+            )
+        return cursor.rowcount == 1
+
+    def resume(self, inbox: str) -> bool:
+        """End the pause of an inbox; whether it was paused."""
+        with self._write() as db:
+            cursor = db.execute("DELETE FROM paused WHERE inbox = ?", (inbox,))
+        return cursor.rowcount == 1
+
+    def paused(self) -> dict[str, Paused]:
+        """The inboxes that somebody paused, by their names."""
+        with self._read() as db:
+            return reader.paused(db)
 
     # ---- what people want to know
 
@@ -569,6 +603,19 @@ class Store:
         """Number of jobs by inbox and state."""
         with self._read() as db:
             return reader.counts(db)
+
+    def tally(self) -> dict[tuple[str, Kind, State], int]:
+        """Number of jobs by inbox, kind and state."""
+        with self._read() as db:
+            return reader.tally(db)
+
+    def oldest(self) -> dict[str, float]:
+        """Since when the longest waiting job of each inbox waits, in seconds since the epoch.
+
+        Inboxes in which nothing waits are missing.
+        """
+        with self._read() as db:
+            return reader.oldest(db)
 
 
 _ANEW = (
