@@ -30,6 +30,7 @@ from phi4d.loading import locate, make_engines_when_free
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import inspect, kind_of
+from phi4d.meter import Meter
 from phi4d.notices import Notices
 from phi4d.notify import notify, watchdog_seconds
 from phi4d.outputs import atomic, told
@@ -47,7 +48,7 @@ TICK_SECONDS = 1.0
 STATUS_SECONDS = 5.0
 
 
-def make_pool(config: Config) -> DecodePool:
+def make_pool(config: Config, meter: Meter | None = None) -> DecodePool:
     """Start the decode processes of one worker: before torch is imported, to be grown later."""
     return DecodePool(
         config.decode_processes,
@@ -58,6 +59,7 @@ def make_pool(config: Config) -> DecodePool:
         max_duration_s=config.max_duration_hours * 3600,
         max_file_bytes=int(config.max_file_mb * 1e6),
         memory_bytes=int(config.decode_memory_gb * 1e9),
+        meter=meter,
     )
 
 
@@ -71,10 +73,12 @@ def make_workers(
     on_result: Callable[[Job, Result | None, str], None] | None,
     originals: Originals | None = None,
     surroundings: Surroundings | None = None,
+    meter: Meter | None = None,
 ) -> list[Worker]:
     """A worker for each engine, as the configuration has it; none is started."""
     slots = Slots([engine.device for engine in engines])
     originals = originals or Originals(store, rules)
+    meter = meter or Meter()
     return [
         Worker(
             engine,
@@ -93,6 +97,7 @@ def make_workers(
             reuse=config.reuse,
             ahead=config.decode_processes,
             on_result=on_result,
+            meter=meter,
         )
         for engine in engines
     ]
@@ -120,6 +125,7 @@ class Daemon:
         self._boxes = config.inboxes()
         self._pauses = Pauses(config.pause_seconds)
         self._notices = Notices()
+        self._meter = Meter()
         self._engines: list[Engine] = []
         self._workers: list[Worker] = []
         self._watcher: Watcher | None = None
@@ -169,7 +175,7 @@ class Daemon:
         self._make_folders()
         self._recover()
         self._take_orders()
-        pool = make_pool(config)
+        pool = make_pool(config, self._meter)
         self._cleanup.callback(pool.close)
         for engine in self._make_engines(config):
             self._engines.append(engine)
@@ -273,6 +279,7 @@ class Daemon:
             settle_max=config.settle_max,
             rescan_seconds=config.rescan_seconds,
             poll_seconds=config.poll_seconds,
+            meter=self._meter,
         )
         self._watcher.start()
         while not self._watcher.armed.wait(TICK_SECONDS):
@@ -294,6 +301,7 @@ class Daemon:
             self._on_result,
             self._originals,
             Surroundings(watcher.root_fault, watcher.look),
+            self._meter,
         )
         for worker in self._workers:
             worker.start()

@@ -25,6 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "ladder",
             "lock",
             "log",
+            "meter",
             "notices",
             "notify",
             "signals",

@@ -31,6 +31,7 @@ from phi4d.inbox.settle import Settler
 from phi4d.inbox.troubles import Troubles
 from phi4d.inbox.watches import Watches
 from phi4d.job import Arrival, Fingerprint, Inspection, Kind, printable
+from phi4d.meter import Meter
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Watcher(threading.Thread):
         poll_seconds: how often those are that send no events.
         clock: monotonic seconds.
         wall_clock: seconds since the epoch, comparable with a file's times.
+        meter: counts comparisons and lost events.
 
     Attributes:
         armed: set when the watches are in place.
@@ -83,8 +85,10 @@ class Watcher(threading.Thread):
         poll_seconds: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        meter: Meter | None = None,
     ) -> None:
         super().__init__(name="watcher")
+        self._meter = meter or Meter()
         self.armed = threading.Event()
         self.caught_up = threading.Event()
         self._places = {root.name: Place(root) for root in roots}
@@ -146,6 +150,10 @@ class Watcher(threading.Thread):
     def modes(self) -> dict[str, str]:
         """How each inbox is watched: "inotify", "poll", or "poll" with its reason in brackets."""
         return {name: place.mode for name, place in self._places.items()}
+
+    def watched(self) -> dict[str, int]:
+        """How many folders of each inbox have a watch of the kernel's."""
+        return {name: self._watches.count(name) for name in self._places}
 
     def _ring(self, *requests: tuple[str, bytes | None]) -> None:
         with self._lock:
@@ -267,6 +275,7 @@ class Watcher(threading.Thread):
                 self._serve_file(place, watch.path, mask, name)
 
     def _overflowed(self) -> None:
+        self._meter.overflowed()
         log.info("more happened in the inboxes than the kernel keeps: they are compared anew")
         self._settler.doubt()
         for place in self._places.values():
@@ -385,6 +394,7 @@ class Watcher(threading.Thread):
             every = self._poll_seconds if often else self._rescan_seconds
             rest = spent * (1 / SHARE - 1)
             place.next_scan = max(began + every, self._clock() + rest)
+            self._meter.compared(place.name, spent)
             log.debug('inbox "%s": compared in %.1f s', place.name, self._clock() - began)
 
     def _tell_wrong(self, place: Place, folder: bytes, lines: list[str]) -> None:

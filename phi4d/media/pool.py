@@ -32,6 +32,7 @@ from phi4d.errors import (
 from phi4d.job import SAMPLE_RATE_HZ, Fingerprint, Kind, Piece
 from phi4d.media.process import DecodeProcess
 from phi4d.media.wire import TICK_S, Header, piece_of
+from phi4d.meter import Meter
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class DecodePool:
         max_file_bytes: of any file.
         memory_bytes: address space of one process (RLIMIT_AS).
         replace_after: files, after which a process is replaced: codecs leak.
+        meter: counts the processes that are replaced.
 
     Raises:
         EnvironmentFault: no process can be started.
@@ -75,6 +77,7 @@ class DecodePool:
         max_file_bytes: int = 8 * GIB,
         memory_bytes: int = 4_000_000_000,
         replace_after: int = 500,
+        meter: Meter | None = None,
     ) -> None:
         self.timeout_s = timeout_s
         self.cpu_s = cpu_s
@@ -87,6 +90,7 @@ class DecodePool:
             "max_file_bytes": max_file_bytes,
         }
         self._replace_after = replace_after
+        self._meter = meter or Meter()
         self._closed = False
         self._changed = threading.Condition()
         self._all: set[DecodeProcess] = set()
@@ -167,7 +171,7 @@ class DecodePool:
                 return None
             if not self._idle[-1].alive():  # the kernel was short of memory, perhaps
                 log.warning("an idle decode process %s; it is replaced", self._idle[-1].ended())
-                self._idle[-1] = self._replaced(self._idle[-1])
+                self._idle[-1] = self._replaced(self._idle[-1], "died")
             process = self._idle.pop()
         request = {
             "path": os.fsdecode(path),
@@ -191,26 +195,32 @@ class DecodePool:
         for process in idle:
             process.channel.close()  # those of the others are still being waited on
 
-    def _give_back(self, process: DecodeProcess, *, usable: bool) -> None:
-        """A decoding is over; a process that was broken off or is worn out is replaced."""
+    def _give_back(self, process: DecodeProcess, why_not: str) -> None:
+        """A decoding is over; a process that is of no more use is replaced, for the reason given.
+
+        So is one that has decoded its share of files.
+        """
         with self._changed:
             if self._closed:
                 process.channel.close()
                 return
             process.files += 1
-            if not usable or process.files >= self._replace_after:
+            if not why_not and process.files >= self._replace_after:
+                why_not = "worn out"
+            if why_not:
                 # If none can be started, that is not this file's to suffer: the dead one stays
                 # in its place, and whoever takes it next tries again and is told.
                 with suppress(EnvironmentFault):
-                    process = self._replaced(process)
+                    process = self._replaced(process, why_not)
             self._idle.append(process)
             self._changed.notify()
 
-    def _replaced(self, process: DecodeProcess) -> DecodeProcess:
+    def _replaced(self, process: DecodeProcess, why: str) -> DecodeProcess:
         process.kill()
         process.channel.close()
         fresh = self._start()
         self._all.discard(process)
+        self._meter.restarted(why)
         return fresh
 
     def _start(self) -> DecodeProcess:
@@ -255,6 +265,7 @@ class Decoding:
         digest: the file's SHA-256 in hexadecimal if it was asked for, with the first piece at the
             latest; else empty.
         is_known: the digest is among those known; there are no pieces then.
+        seconds: how long was waited for the pieces.
     """
 
     def __init__(
@@ -267,6 +278,7 @@ class Decoding:
         self.facts: dict[str, float] = {}
         self.digest = ""
         self.is_known = False
+        self.seconds = 0.0
         self._pool = pool
         self._process: DecodeProcess | None = process
         self._on_wait = on_wait
@@ -279,24 +291,30 @@ class Decoding:
     def __next__(self) -> Piece:
         if self._process is None:
             raise StopIteration
+        began = time.monotonic()
         try:
             piece = self._next(self._process)
-        except BaseException:
-            self._release(usable=False)
+        except (DecoderDied, EnvironmentFault):  # the latter: it did not even start
+            self._release("died")
             raise
+        except BaseException:
+            self._release("broken off")
+            raise
+        finally:
+            self.seconds += time.monotonic() - began
         if piece is None:
-            self._release(usable=True)
+            self._release()
             raise StopIteration
         return piece
 
     def close(self) -> None:
         """Give the process back; if the file was not read to its end, it is killed."""
-        self._release(usable=False)
+        self._release("broken off")
 
-    def _release(self, *, usable: bool) -> None:
+    def _release(self, why_not: str = "") -> None:
         process, self._process = self._process, None
         if process is not None:
-            self._pool._give_back(process, usable=usable)
+            self._pool._give_back(process, why_not)
 
     def _next(self, process: DecodeProcess) -> Piece | None:
         began = time.monotonic()
@@ -322,7 +340,7 @@ class Decoding:
                         f"{self._pool.memory_bytes / 1e9:.1f} GB (decode_memory_gb)"
                     )
                 case _:
-                    self._release(usable=True)  # the file's error, not the process's
+                    self._release()  # the file's error, not the process's
                     raise _ERRORS.get(header["class"], DecoderDied)(header["text"])
 
     def _receive(self, process: DecodeProcess, began: float) -> tuple[Header, Piece | None]:

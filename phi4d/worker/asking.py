@@ -10,6 +10,7 @@ from phi4d.engine import Engine
 from phi4d.errors import DeviceError, DeviceLost, Stopped
 from phi4d.job import Kind, Piece
 from phi4d.ladder import Ladder, Rung, reduction, size, words
+from phi4d.meter import Meter
 from phi4d.slots import Slots
 from phi4d.task import Task
 from phi4d.worker.endings import Endings
@@ -30,6 +31,7 @@ class Asking:
         beat: a sign of life, given at least once a token; may raise `Stopped`.
         batch_size: requests in one call, at most.
         max_new_tokens: tokens of one answer, at most.
+        meter: counts the calls.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Asking:
         *,
         batch_size: int,
         max_new_tokens: int,
+        meter: Meter,
     ) -> None:
         self._engine = engine
         self._slots = slots
@@ -51,6 +54,7 @@ class Asking:
         self._stopping = stopping
         self._beat = beat
         self._max_new_tokens = max_new_tokens
+        self._meter = meter
 
     def capacity(self) -> Mapping[Kind, int]:
         """How many files of each kind are worth taking at once."""
@@ -110,6 +114,7 @@ class Asking:
         requests = [task.request(piece, self._max_new_tokens, fewer) for task, piece in call]
         alone = rung.alone or any(task.job.attempts > 1 for task, _ in call)
         with self._gate.enter(alone=alone, on_wait=self._beat):
+            began = self._meter.clock()
             try:
                 completions = self._engine.generate(requests, on_step=self._beat)
             except DeviceLost as error:
@@ -117,7 +122,10 @@ class Asking:
                 self._blame(_tasks(call), str(error), alone=alone)
                 raise
             except DeviceError as error:
+                self._meter.too_large(self._engine.device, requests[0].kind)
                 return str(error)
+            seconds = self._meter.clock() - began
+        self._meter.answered(self._engine.device, requests, completions, seconds)
         for (task, piece), completion in zip(call, completions, strict=True):
             task.answer(piece, completion)
         return ""

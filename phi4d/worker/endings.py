@@ -13,7 +13,8 @@ from typing import Any
 
 from phi4d import outputs
 from phi4d.errors import DecoderDied, EnvironmentFault, FileChanged, FileError, SourceFault
-from phi4d.job import Fingerprint, Job, Result, State, printable
+from phi4d.job import Fingerprint, Job, Kind, Result, State, printable
+from phi4d.meter import Meter, Phase
 from phi4d.outputs import atomic, told
 from phi4d.scheduler import Pauses, backoff
 from phi4d.slots import Slots
@@ -60,6 +61,7 @@ class Endings:
         retry_seconds: the first wait of a job that is put off.
         max_attempts: starts without an end after which a job is given up.
         on_result: called after a job has ended, with its result if it was done.
+        meter: counts how jobs end, and by whose fault.
         clock: monotonic seconds.
     """
 
@@ -77,6 +79,7 @@ class Endings:
         retry_seconds: float,
         max_attempts: int,
         on_result: Callable[[Job, Result | None, str], None] | None,
+        meter: Meter,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -90,6 +93,7 @@ class Endings:
         self._retry_seconds = retry_seconds
         self._max_attempts = max_attempts
         self._on_result = on_result
+        self._meter = meter
         self._clock = clock
 
     @contextmanager
@@ -133,7 +137,7 @@ class Endings:
             self.put_back([task], count=False)
             return
         self._persist(self._store.drop, task.job, str(error))
-        self._ended(task, None, f"set aside: {error}", logging.INFO)
+        self._ended(task, None, f"set aside: {error}", State.DROPPED)
         self._surroundings.changed(task.job.inbox, task.job.path)
 
     def too_often(self, task: Task) -> bool:
@@ -164,12 +168,14 @@ class Endings:
     def pause(self, inbox: str, fault: EnvironmentFault) -> None:
         """Let an inbox wait for its surroundings to be mended."""
         if self._pauses.pause(inbox, str(fault), self._clock()):
+            self._meter.paused(inbox)
             log.warning('inbox "%s" pauses, nothing is lost: %s', inbox, fault)
 
     def done(self, task: Task, result: Result, *, reused_from: str = "") -> None:
         """Make the sidecars durable, then the end of the job."""
         if not _is_still(task.source, task.job.fingerprint):
             raise FileChanged("it changed while it was worked on; the new version follows")
+        began = self._meter.clock()
         paths = outputs.write(
             task.job,
             result,
@@ -178,6 +184,7 @@ class Endings:
             reused_from=reused_from,
             beside=task.rule.outbox == task.rule.path,
         )
+        self._meter.spent(Phase.WRITE, task.job.kind, self._meter.clock() - began)
         if self._pauses.resume(task.job.inbox):
             log.warning('inbox "%s": works again', task.job.inbox)
         how = f"copied from {reused_from}" if reused_from else f"{result.new_tokens} tokens"
@@ -186,6 +193,7 @@ class Endings:
             result,
             f"{result.kind}, {result.seconds:.1f} s, {how}, {result.device} "
             f"→ {printable(paths[0])}",
+            copied=bool(reused_from),
         )
 
     def done_before(self, task: Task) -> bool:
@@ -203,10 +211,12 @@ class Endings:
         task.digest = known.content
         with self.faults_of(task, "write"):
             outputs.clear_error(task.job, task.rule.outbox)
-            self._finish(task, known.result, "its sidecars were safe before phi4d ended")
+            self._finish(
+                task, known.result, "its sidecars were safe before phi4d ended", copied=True
+            )
         return task.ended
 
-    def _finish(self, task: Task, result: Result, words: str) -> None:
+    def _finish(self, task: Task, result: Result, words: str, *, copied: bool) -> None:
         reusable = task.digest and result.is_whole
         due = task.rule.originals != "leave"
         is_told = self._persist(
@@ -216,7 +226,7 @@ class Endings:
             question=task.question,
             original=due,
         )
-        self._ended(task, result, f"done: {words}", logging.INFO)
+        self._ended(task, result, f"done: {words}", State.DONE, copied=copied)
         if due and is_told:
             self._originals.settle(task.job, State.DONE, self._beat)
 
@@ -248,7 +258,8 @@ class Endings:
         # only what is the file's own fault is moved away
         due = fault == FileError.fault and task.rule.failed_dir is not None
         is_told = self._persist(self._store.fail, task.job, fault, reason, phase, original=due)
-        self._ended(task, None, f"failed: {reason}", logging.ERROR, fault)
+        self._meter.fault(task.job.inbox, fault, failed=True)
+        self._ended(task, None, f"failed: {reason}", State.FAILED, fault)
         if due and is_told:
             self._originals.settle(task.job, State.FAILED, self._beat)
 
@@ -273,6 +284,7 @@ class Endings:
         wait = backoff(task.job.waits, self._retry_seconds)
         level = logging.WARNING if task.job.waits == 0 else logging.DEBUG
         task.log.log(level, "%s: %s; next try in %.0f s", task.name, reason, wait)
+        self._meter.fault(task.job.inbox, fault, failed=False)
         task.ended = True
         self._persist(
             self._store.requeue,
@@ -292,10 +304,26 @@ class Endings:
                 self._persist(self._store.requeue, task.job, count=count, died=died)
 
     def _ended(
-        self, task: Task, result: Result | None, words: str, level: int, fault: str = ""
+        self,
+        task: Task,
+        result: Result | None,
+        words: str,
+        state: State,
+        fault: str = "",
+        *,
+        copied: bool = False,
     ) -> None:
         task.ended = True
         self._slots.forget(task.job.id)
+        heard = result is not None and result.kind is Kind.AUDIO and not copied
+        self._meter.ended(
+            task.job.inbox,
+            task.job.kind,
+            state,
+            copied=copied,
+            audio_seconds=task.facts.get("duration", 0.0) if heard else 0.0,
+        )
+        level = logging.ERROR if state is State.FAILED else logging.INFO
         task.log.log(
             level, "%s: %s", task.name, words, extra={"PHI4D_FAULT": fault} if fault else {}
         )

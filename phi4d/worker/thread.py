@@ -13,6 +13,7 @@ from phi4d.engine import Engine
 from phi4d.errors import DeviceLost, EnvironmentFault, Phi4dError, Stopped
 from phi4d.job import GREEDY, Job, Kind, Piece, Result, Sampling, display_name, question
 from phi4d.media.pool import DecodePool, Decoding
+from phi4d.meter import Meter, Phase
 from phi4d.outputs import told
 from phi4d.scheduler import Pauses, pick
 from phi4d.slots import Slots
@@ -49,6 +50,7 @@ class Worker(threading.Thread):
         reuse: whether the answer of a file with the same bytes and question is copied.
         ahead: how many files are being decoded at once for this worker.
         on_result: called after a job has ended, with its result if it was done.
+        meter: counts what happens, for all workers.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Worker(threading.Thread):
         reuse: bool = True,
         ahead: int = 1,
         on_result: Callable[[Job, Result | None, str], None] | None = None,
+        meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name=f"worker {engine.device}")
@@ -86,6 +89,7 @@ class Worker(threading.Thread):
         self._sampling = sampling
         self._reuse = reuse
         self._ahead = ahead
+        self._meter = meter or Meter()
         self._clock = clock
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -105,6 +109,7 @@ class Worker(threading.Thread):
             retry_seconds=retry_seconds,
             max_attempts=max_attempts,
             on_result=on_result,
+            meter=self._meter,
             clock=clock,
         )
         self._asking = Asking(
@@ -115,6 +120,7 @@ class Worker(threading.Thread):
             self.beat,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            meter=self._meter,
         )
 
     def wake(self) -> None:
@@ -185,6 +191,9 @@ class Worker(threading.Thread):
             return []
         except Stopped:  # while a large original was copied
             return []
+        for job in claimed:
+            if job.attempts == 1 and not job.waits:  # else it waited for something else as well
+                self._meter.spent(Phase.QUEUE, job.kind, time.time() - job.queued)
         tasks = [self._task(job) for job in claimed]
         return [
             task
@@ -201,6 +210,7 @@ class Worker(threading.Thread):
     def _work(self, tasks: list[Task]) -> None:
         ready: list[tuple[Task, Piece]] = []
         pieces = self._decode(tasks)
+        began = self._meter.clock()
         try:
             for task, piece in pieces:
                 # here, and not after an answer: asking for this piece finished the job before it
@@ -223,6 +233,7 @@ class Worker(threading.Thread):
             self._endings.unexpected(tasks, error)
         finally:
             pieces.close()
+            self._meter.worked(tasks[0].job.kind, self._meter.clock() - began)
 
     def _decode(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Piece]]:
         """The pieces of all tasks in order; some files are decoded ahead of the one given out."""
@@ -267,6 +278,7 @@ class Worker(threading.Thread):
                     task.digest = stream.digest
                     task.decoded = not stream.is_known
                 stream.close()
+                self._meter.spent(Phase.DECODE, task.job.kind, stream.seconds)
                 open_.popleft()
                 if stream.is_known:
                     self._copy(task)

@@ -363,6 +363,12 @@ class TestReconciliation:
         write(bench.folder / "sub/b.jpg")
         # then they are found all the same, without the wait of a file that nobody closes
         assert bench.after(SETTLE + 1) == [b"a.jpg", b"sub/b.jpg"]
+        numbers = bench.watcher._meter.numbers()
+        assert numbers.overflows == 1
+        comparisons, seconds = numbers.comparisons["in"]
+        assert comparisons == 2  # the first, and the one that made it good
+        assert seconds > 0
+        assert bench.watcher.watched() == {"in": 2}
 
     def test_one_in_the_middle_of_a_comparison_makes_another(self, bench: Bench) -> None:
         bench.watcher.rescan()

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import mediakit
@@ -28,6 +29,7 @@ from phi4d.errors import (
 from phi4d.job import Fingerprint, Kind, Piece
 from phi4d.media import process as process_module
 from phi4d.media.pool import DecodePool
+from phi4d.meter import Meter
 
 
 def children() -> set[int]:
@@ -366,13 +368,39 @@ def test_a_digest_that_nobody_asks_for_is_not_made(pool: DecodePool, png: Path) 
 
 
 def test_a_process_is_replaced_after_so_many_files(png: Path) -> None:
-    with DecodePool(1, replace_after=2) as pool:
+    meter = Meter()
+    with DecodePool(1, replace_after=2, meter=meter) as pool:
         seen = []
         for _ in range(5):
             seen.append(pid(pool))
             read(pool, png)
+        assert meter.numbers().restarts == {"worn out": 2}
         assert len(set(seen)) == 3
         assert seen[0] == seen[1] != seen[2] == seen[3] != seen[4]
+
+
+def test_replacements_are_counted_by_their_reason(noise: Path, png: Path) -> None:
+    meter = Meter()
+    with DecodePool(1, meter=meter) as pool:
+        os.kill(pid(pool), signal.SIGKILL)  # while it is idle
+        with suppress(DecoderDied, EnvironmentFault):  # it may be noticed only when it is asked
+            read(pool, png)
+        assert meter.numbers().restarts == {"died": 1}
+        pool.decode(os.fsencode(noise), Kind.IMAGE).close()
+        assert meter.numbers().restarts == {"died": 1, "broken off": 1}
+        process = pool._idle[-1]
+        decoding = pool.decode(os.fsencode(noise), Kind.IMAGE)
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises((DecoderDied, EnvironmentFault)):
+            list(decoding)
+        assert meter.numbers().restarts == {"died": 2, "broken off": 1}
+
+
+def test_a_decoding_tells_how_long_was_waited_for_it(pool: DecodePool, png: Path) -> None:
+    decoding = pool.decode(os.fsencode(png), Kind.IMAGE)
+    assert decoding.seconds == 0
+    list(decoding)
+    assert decoding.seconds > 0
 
 
 def test_a_decoding_that_is_closed_early_frees_its_place(
