@@ -7,6 +7,14 @@ JOBS ?= 2
 # more for pytest: make test ARGS="tests/test_store.py -x"
 ARGS ?=
 DEMO ?= phi4d-demo
+# of make install and uninstall: where to, and a folder that will be the root of another system
+PREFIX ?= /usr/local
+DESTDIR ?=
+# more for pip when it installs the libraries, and phi4d's wheel if it is built already
+PIP_ARGS ?=
+WHEEL ?=
+# put behind the version of the Debian package: make deb REVISION=+2
+REVISION ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 REFERENCE := $(VENV)/reference
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format clean
+.PHONY: help demo test check lint format clean install uninstall deb
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +31,9 @@ help:
 	@echo "make check   only the tests; ARGS go to pytest, JOBS is how many at a time ($(JOBS))"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff put the code in order"
+	@echo "sudo make install    phi4d as a service; PREFIX ($(PREFIX)), DESTDIR, PYTHON, PIP_ARGS"
+	@echo "sudo make uninstall  take it away; configuration, state and sidecars stay"
+	@echo "make deb     build the Debian package into dist/"
 	@echo "make clean   remove $(VENV) and everything else that was made"
 
 demo: $(VENV)/.installed
@@ -51,6 +62,16 @@ lint: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
+
+install:
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" PYTHON="$(PYTHON)" PIP_ARGS="$(PIP_ARGS)" WHEEL="$(WHEEL)" \
+		packaging/install.sh
+
+uninstall:
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" packaging/uninstall.sh
+
+deb:
+	@REVISION="$(REVISION)" PYTHON="$(PYTHON)" packaging/deb.sh dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .hypothesis .mypy_cache \
