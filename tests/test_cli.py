@@ -80,8 +80,9 @@ class TestRefusals:
         done = call("run", "--config", file)
         assert done.returncode == os.EX_CONFIG
         assert done.stderr.splitlines() == [
-            f"phi4d: {file}: batchsize: unknown key; did you mean batch_size?",
-            f"phi4d: {file}: max_new_tokens: found 0; expected greater than or equal to 1",
+            f"phi4d: {file}:1: batchsize: unknown key; did you mean batch_size?",
+            f"phi4d: {file}:2: max_new_tokens: found 0; "
+            "expected a whole number of tokens from 1 to 4096",
         ]
 
     @pytest.mark.parametrize("found", ["missing", "empty", "file"])

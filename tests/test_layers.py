@@ -17,7 +17,7 @@ import phi4d
 
 PACKAGE = Path(phi4d.__file__).parent
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"__init__", "errors", "events", "job", "demo"}),
+    frozenset({"__init__", "errors", "events", "job", "demo", "patterns"}),
     frozenset(
         {
             "config",
@@ -53,7 +53,8 @@ FENCES = {
         "huggingface_hub",
     },
     "media": {"PIL", "pillow_heif", "av", "soundfile", "soxr", "onnxruntime"},
-    "inbox": {"inotify_simple", "pathspec"},
+    "inbox": {"inotify_simple"},
+    "patterns": {"pathspec"},
     "store": {"sqlite3"},
     "config": {"pydantic", "platformdirs"},
     "oneshot": {"httpx"},

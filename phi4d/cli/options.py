@@ -27,7 +27,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="TOML file, instead of /etc/phi4d/phi4d.toml and your own.",
+        help="TOML file, with conf.d beside it, instead of those in /etc/phi4d and your own.",
     ),
 ]
 LegacyOption = Annotated[

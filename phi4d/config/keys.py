@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,9 +16,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
+    ValidationInfo,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from phi4d.config.origins import Origin, Origins
+from phi4d.config.places import KeyPath
 from phi4d.job import Kind
 
 BESIDE = Path("beside")
@@ -35,14 +42,31 @@ def _cache_dir() -> Path:
     return platformdirs.user_cache_path("phi4d")
 
 
-def _to_path(value: object) -> Path:
+def _to_path(value: object, info: ValidationInfo) -> Path:
+    """An absolute path. In a file it is meant from the file's folder, which the context tells."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise ValueError("expected the path of a folder")
-    return Path(value).expanduser().absolute()
+    try:
+        os.fsencode(value)
+        path = Path(value).expanduser()
+    except UnicodeEncodeError:
+        raise ValueError("expected the path of a folder, which this cannot be") from None
+    except RuntimeError:
+        raise ValueError("expected the path of a folder; there is no such user") from None
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder.absolute() / path
 
 
-def _to_outbox(value: object) -> Path:
-    return BESIDE if value in (BESIDE, str(BESIDE)) else _to_path(value)
+def _to_outbox(value: object, info: ValidationInfo) -> Path:
+    return BESIDE if value in (BESIDE, str(BESIDE)) else _to_path(value, info)
+
+
+def _to_pattern(value: str) -> str:
+    from phi4d import patterns  # late: most configurations have none
+
+    if not patterns.is_one(value):
+        raise ValueError(patterns.EXPECTED)
+    return value
 
 
 def _not_empty(value: str) -> str:
@@ -54,8 +78,26 @@ def _not_empty(value: str) -> str:
 Folder = Annotated[Path, BeforeValidator(_to_path)]
 Outbox = Annotated[Path, BeforeValidator(_to_outbox)]
 Text = Annotated[str, AfterValidator(_not_empty)]
-Patterns = Annotated[tuple[Text, ...], Field(strict=False)]
+Pattern = Annotated[str, AfterValidator(_to_pattern)]
+Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Values that are right alone and wrong together.
+
+    Validators of `Config` raise them all in one `PydanticCustomError` of the type `CLASHES`.
+    """
+
+    at: KeyPath
+    """the key that it is told of"""
+    words: str
+    lacks: tuple[str, ...] = ()
+    """keys of which one is missing: nothing is said where one was given, but could not be read"""
+
+
+CLASHES = "clashes"
 
 
 class _Model(BaseModel):
@@ -98,9 +140,11 @@ class Inbox(_Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_from_folder(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "name" not in data and isinstance(data.get("path"), str):
-            return {**data, "name": Path(data["path"]).name or "root"}
+    def _name_from_folder(cls, data: Any, info: ValidationInfo) -> Any:
+        if isinstance(data, dict) and "name" not in data and "path" in data:
+            with contextlib.suppress(ValueError):  # the path's own check tells
+                path = _to_path(data["path"], info)
+                return {**data, "name": Path(os.path.normpath(path)).name or "root"}
         return data
 
     def outbox_root(self) -> Path:
@@ -216,17 +260,28 @@ class Config(_Model):
     debug: bool = False
     """log in detail"""
 
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
     @model_validator(mode="after")
     def _inboxes_fit_together(self) -> Self:
-        faults = [*_inbox_conflicts(self.inbox), *_originals_conflicts(self.inbox)]
+        clashes = [*_inbox_conflicts(self.inbox), *_originals_conflicts(self.inbox)]
         if self.results_dir is None:
-            faults += [
-                f'inbox "{i.name}": no outbox; give it a folder or "{BESIDE}", or set results_dir'
-                for i in self.inbox
-                if i.outbox is None
+            clashes += [
+                Clash(
+                    ("inbox", n),
+                    f'inbox "{box.name}": no outbox; give it a folder or "{BESIDE}", or set '
+                    "results_dir",
+                    lacks=("outbox", "results_dir"),
+                )
+                for n, box in enumerate(self.inbox)
+                if box.outbox is None
             ]
-        if faults:
-            raise ValueError("\n".join(faults))
+        if clashes:
+            raise PydanticCustomError(
+                CLASHES,
+                "{words}",
+                {"words": "\n".join(clash.words for clash in clashes), "clashes": clashes},
+            )
         return self
 
     def inboxes(self) -> tuple[Inbox, ...]:
@@ -248,6 +303,10 @@ class Config(_Model):
             return box.image_prompt or self.image_prompt
         return box.speech_prompt or self.speech_prompt
 
+    def origin(self, *path: str | int) -> Origin:
+        """What set a value: ``origin("batch_size")``, ``origin("inbox", 0, "outbox")``."""
+        return self._origins.of(path)
+
     @property
     def store_path(self) -> Path:
         """The store's file."""
@@ -259,32 +318,43 @@ class Config(_Model):
         return (self.runtime_dir or self.state_dir) / "control"
 
 
-def _inbox_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[str]:
+def _inbox_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[Clash]:
     """Pairs of inboxes that would do a file twice or write over each other."""
     for n, a in enumerate(boxes):
-        for b in boxes[n + 1 :]:
+        for m, b in enumerate(boxes[n + 1 :], n + 1):
             if a.name == b.name:
-                yield f'inbox: two are named "{a.name}"; give one of them another name'
+                yield Clash(
+                    ("inbox", m, "name"),
+                    f'inbox: two are named "{a.name}" ({a.path} and {b.path}); give one of them '
+                    "another name",
+                )
             if a.path == b.path or a.path in b.path.parents or b.path in a.path.parents:
-                yield (
+                yield Clash(
+                    ("inbox", m, "path"),
                     f'inbox "{a.name}" ({a.path}) and inbox "{b.name}" ({b.path}) hold the same '
-                    "files; each file may belong to one inbox only"
+                    "files; each file may belong to one inbox only",
                 )
             elif a.outbox is not None and a.outbox_root() == b.outbox_root():
-                yield (
+                yield Clash(
+                    ("inbox", m, "outbox"),
                     f'inbox "{a.name}" and inbox "{b.name}" share the outbox {a.outbox_root()}; '
-                    "files of the same name would overwrite each other's results"
+                    "files of the same name would overwrite each other's results",
                 )
 
 
-def _originals_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[str]:
+def _originals_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[Clash]:
     """Folders for originals that are missing, or would hand the files back to their inbox."""
-    for box in boxes:
+    for n, box in enumerate(boxes):
         if box.originals == "move" and box.done_dir is None:
-            yield f'inbox "{box.name}": originals = "move" needs done_dir, where to'
+            yield Clash(
+                ("inbox", n, "originals"),
+                f'inbox "{box.name}": originals = "move" needs done_dir, where to',
+                lacks=("done_dir",),
+            )
         for key, folder in (("done_dir", box.done_dir), ("failed_dir", box.failed_dir)):
             if folder == box.path:
-                yield (
+                yield Clash(
+                    ("inbox", n, key),
                     f'inbox "{box.name}": {key} is the inbox itself; expected another folder, '
-                    "which may be below it"
+                    "which may be below it",
                 )

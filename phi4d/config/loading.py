@@ -1,19 +1,28 @@
-"""Put the configuration together from its sources, and tell every fault of theirs at once."""
+"""Put the configuration together from its sources, and tell every fault of theirs at once.
+
+Each source is checked by itself, so that what a stronger one overrides is told as well; then what
+is right of them is checked together.
+"""
 
 from __future__ import annotations
 
-import difflib
+import functools
 import json
 import os
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import platformdirs
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
-from phi4d.config.keys import BESIDE, Config, Inbox
+from phi4d.config import files, words
+from phi4d.config.files import Source
+from phi4d.config.keys import CLASHES, Clash, Config, Inbox
+from phi4d.config.origins import Fault, Origin, Origins
+from phi4d.config.places import KeyPath
 from phi4d.errors import ConfigError
 
 ENV_PREFIX = "PHI4_"
@@ -23,6 +32,17 @@ SYSTEM_FILE = Path("/etc/phi4d/phi4d.toml")
 def user_file() -> Path:
     """The user's own configuration file; it is read after the system's."""
     return platformdirs.user_config_path("phi4d") / "phi4d.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What all sources together are."""
+
+    sources: tuple[Source, ...]
+    """what was read, from weakest to strongest"""
+    config: Config | None
+    """None if there are faults"""
+    faults: tuple[Fault, ...]
 
 
 def load(
@@ -35,174 +55,362 @@ def load(
     """Put the configuration together and check it.
 
     Args:
-        config: a TOML file that takes the place of the system's and the user's.
+        config: a TOML file that takes the place of the system's and the user's; the folder
+            ``conf.d`` beside it is read as well.
         config_file: the old script's JSON file; its keys win over the TOML ones.
-        environ: the environment; ``PHI4_`` and a key in capitals. ``PHI4_INBOX`` holds JSON.
+        environ: the environment; ``PHI4_`` and a key in capitals. Lists and tables are JSON.
         options: keys given on the command line; text values are converted. None is "not given".
 
     Raises:
         ConfigError: with every fault of all sources.
     """
-    faults: list[str] = []
-    values: dict[str, Any] = {}
-    source: dict[str, str] = {}
+    reading = read(config=config, config_file=config_file, environ=environ, options=options)
+    if reading.config is None:
+        raise ConfigError(*map(str, reading.faults))
+    return reading.config
 
-    def layer(name: str, layer_values: Mapping[str, Any]) -> None:
-        for key, value in layer_values.items():
-            if key not in Config.model_fields:
-                faults.append(f"{name}: {key}: unknown key{_nearest(key)}")
-            else:
-                values[key] = value
-                source[key] = name
 
-    try:
-        for path in [config] if config else [SYSTEM_FILE, user_file()]:
-            # one that may not even be looked at, as with another user's HOME, counts as none
-            if config or os.path.exists(path):
-                layer(str(path), _read_toml(path))
-        if config_file:
-            layer(str(config_file), _read_json(config_file))
-    except ConfigError as error:
-        faults += error.faults
-    layer("environment", dict(_from_text(_env_keys(environ, faults), "environment", faults)))
-    given = {k: v for k, v in (options or {}).items() if v is not None}
-    layer("command line", dict(_from_text(given, "command line", faults)))
+def read(
+    *,
+    config: Path | None = None,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    options: Mapping[str, Any] | None = None,
+) -> Reading:
+    """As `load`, with what was read and what is wrong, and without an exception."""
+    groups = (
+        [files.group(config, named=True)]
+        if config
+        else [files.group(SYSTEM_FILE), files.group(user_file(), others=True)]
+    )
+    if config_file:
+        groups.append([files.legacy(config_file)])
+    groups.append([_from_environment(environ)])
+    groups.append([_from_options(options or {})])
+    together = _Together()
+    for sources in groups:
+        together.add(sources)
+    settled = together.settle()
+    read_ = tuple(source for sources in groups for source in sources)
+    order = {id(source): n for n, source in enumerate(read_)}
+    faults = [
+        (order[id(source)], fault.origin.line, fault.origin.name, fault)
+        for source in read_
+        for fault in source.faults
+    ]
+    faults.sort(key=lambda one: one[:3])
+    told = dict.fromkeys([fault for *_, fault in faults] + together.faults)
+    return Reading(read_, None if told else settled, tuple(told))
 
-    try:
-        result = Config.model_validate(values)
-    except ValidationError as error:
-        faults += _readable(error, source)
-        wrong = {fault["loc"][0] for fault in error.errors() if fault["loc"]}
-        if wrong and not wrong & _TOGETHER:  # else it was checked, or cannot be
+
+@dataclass(slots=True)
+class _Together:
+    """What the sources so far come to; a later one wins."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, Origin] = field(default_factory=dict)
+    boxes: list[_Box] = field(default_factory=list)
+    wrong: set[str] = field(default_factory=set)
+    """keys that were given, but not so that they could be used"""
+    whole: bool = True
+    """whether every source could be read to its end"""
+    faults: list[Fault] = field(default_factory=list)
+    """those of no single source"""
+
+    def add(self, sources: Iterable[Source]) -> None:
+        """Take in the sources of one rank. Their inboxes add up, and replace those of weaker ones.
+
+        Of the same rank, an inbox that names itself as an earlier one is named, or that has the
+        name and the folder of an earlier one, takes its place.
+        """
+        boxes: list[_Box] = []
+        given = False
+        for source in sources:
+            self.whole = self.whole and source.whole
+            for key, value in source.values.items():
+                if key not in Config.model_fields:
+                    source.wrong((key,), _no_key(key, value, Config))
+                elif key == "inbox":
+                    given = True
+                    for box in self._inboxes(source, value):
+                        box.put_into(boxes)
+                else:
+                    self._take(source, key, value)
+        if given:
+            self.boxes = boxes
+
+    def _take(self, source: Source, key: str, value: Any) -> None:
+        try:
+            adapter = _adapter(Config, key)
+            self.values[key] = adapter.validate_python(value, context=_context(source))
+            self.origins[key,] = source.origin((key,))
+        except ValidationError as error:
+            self.wrong.add(key)
+            _tell(source, (key,), value, error.errors(), Config)
+
+    def _inboxes(self, source: Source, tables: Any) -> Iterator[_Box]:
+        if not isinstance(tables, list | tuple):
+            source.wrong(
+                ("inbox",), f"found {words.shown(tables)}; expected {_TABLES[source.kind]}"
+            )
+            return
+        for n, table in enumerate(tables):
+            path: KeyPath = ("inbox", n)
+            if not isinstance(table, dict):
+                said = f"found {words.shown(table)}; expected a table with path and other keys"
+                source.wrong(path, said)
+                continue
+            right, wrong = _right_keys(source, path, table)
+            self.wrong |= wrong
+            if "path" not in table and source.whole:
+                source.wrong((*path, "path"), "missing; every inbox needs one")
+            if "path" not in right:
+                continue
             try:
-                Config.model_validate({key: values[key] for key in _TOGETHER & values.keys()})
-            except ValidationError as together:
-                faults += _readable(together, source)
-    if faults:
-        raise ConfigError(*faults)
-    return result
+                box = Inbox.model_validate(right, context=_context(source))
+            except ValidationError as error:
+                _tell(source, path, right, error.errors(), Inbox)
+                continue
+            yield _Box(box, source, path, named="name" in right)
+
+    def settle(self) -> Config | None:
+        """All of it as one configuration, if its values go together."""
+        origins = dict(self.origins)
+        for n, box in enumerate(self.boxes):
+            origins["inbox", n] = box.source.origin(box.path)
+            for key in box.inbox.model_fields_set:
+                if key != "name" or box.named:
+                    origins["inbox", n, key] = box.source.origin((*box.path, key))
+        if self.boxes:
+            origins["inbox",] = origins["inbox", 0]
+        values = {**self.values, "inbox": tuple(box.inbox for box in self.boxes)}
+        try:
+            config = Config.model_validate(values)
+        except ValidationError as error:
+            for fault in error.errors():
+                self._tell_together(fault)
+            return None
+        config._origins = Origins(origins)
+        return config
+
+    def _tell_together(self, fault: ErrorDetails) -> None:
+        """Note what is wrong with values that are right alone."""
+        if fault["type"] != CLASHES:
+            said = str(fault["msg"]).removeprefix("Value error, ")
+            self.faults += [Fault(Origin(), (), line) for line in said.split("\n")]
+            return
+        for clash in fault["ctx"]["clashes"]:
+            if clash.lacks and (not self.whole or self.wrong & set(clash.lacks)):
+                continue
+            self._tell_clash(clash)
+
+    def _tell_clash(self, clash: Clash) -> None:
+        key, *rest = clash.at
+        if key == "inbox" and rest:
+            box = self.boxes[int(rest[0])]
+            box.source.wrong((*box.path, *rest[1:]), clash.words)
+        else:
+            self.faults.append(
+                Fault(self.origins.get(clash.at[:1], Origin()), clash.at, clash.words)
+            )
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML: {_words(error)}") from error
-    return _anchored(data, path.parent)
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """An inbox, and where it stands."""
+
+    inbox: Inbox
+    source: Source
+    path: KeyPath
+    named: bool
+    """whether its name was given, and is not its folder's"""
+
+    def put_into(self, boxes: list[_Box]) -> None:
+        for n, other in enumerate(boxes):
+            same = other.inbox.name == self.inbox.name and other.source is not self.source
+            if same and (self.named or other.inbox.path == self.inbox.path):
+                boxes[n] = self
+                return
+        boxes.append(self)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {_words(error)}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds {type(data).__name__}; expected an object with keys")
-    # the old script wrote null for "not set"
-    return {key: value for key, value in data.items() if value is not None}
+_TABLES = {
+    "file": "[[inbox]] tables, each with path and other keys",
+    "environment": 'JSON such as [{"path": "/in", "outbox": "/out"}]',
+    "command line": 'JSON such as [{"path": "/in", "outbox": "/out"}]',
+}
 
 
-def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Folders in a file are meant from where the file is, not from where the daemon starts."""
-
-    def anchor(table: dict[str, Any], keys: tuple[str, ...]) -> None:
-        for key in keys:
-            value = table.get(key)
-            if (
-                isinstance(value, str)
-                and value
-                and value != str(BESIDE)
-                and not value.startswith("~")
-            ):
-                table[key] = str(folder.absolute() / value)
-
-    anchor(data, ("cache_dir", "results_dir", "state_dir", "runtime_dir"))
-    tables = data.get("inbox")
-    for table in tables if isinstance(tables, list) else []:
-        if isinstance(table, dict):
-            anchor(table, ("path", "outbox", "done_dir", "failed_dir"))
-    return data
+def _context(source: Source) -> dict[str, Path]:
+    return {"folder": source.folder} if source.folder else {}
 
 
-def _env_keys(environ: Mapping[str, str], faults: list[str]) -> dict[str, str]:
-    found = {}
-    for variable, text in sorted(environ.items()):
-        if not variable.startswith(ENV_PREFIX):
+@functools.cache
+def _adapter(model: type[BaseModel], key: str) -> TypeAdapter[Any]:
+    """What checks a key alone."""
+    about = model.model_fields[key]
+    kind: Any = about.annotation
+    if about.metadata:
+        kind = Annotated[(kind, *about.metadata)]
+    return TypeAdapter(kind, config=ConfigDict(strict=True))
+
+
+def _right_keys(
+    source: Source, path: KeyPath, table: Mapping[str, Any]
+) -> tuple[dict[str, Any], set[str]]:
+    """The keys of an inbox that are right, and the names of those that are not."""
+    right: dict[str, Any] = {}
+    wrong: set[str] = set()
+    for key, value in table.items():
+        if key not in Inbox.model_fields:
+            source.wrong((*path, key), _no_key(key, value, Inbox))
             continue
-        key = variable.removeprefix(ENV_PREFIX).lower()
-        if key in Config.model_fields:
-            found[key] = text
-        else:
-            faults.append(f"environment: {variable}: unknown key{_nearest(key, ENV_PREFIX)}")
-    return found
+        try:
+            _adapter(Inbox, key).validate_python(value, context=_context(source))
+            right[key] = value
+        except ValidationError as error:
+            wrong.add(key)
+            _tell(source, (*path, key), value, error.errors(), Inbox)
+    return right, wrong
 
 
-def _from_text(
-    values: Mapping[str, Any], name: str, faults: list[str]
-) -> Iterator[tuple[str, Any]]:
-    """Values of text sources in the type that the key wants; misfits are faults."""
-    for key, value in values.items():
-        field = Config.model_fields.get(key)
-        if not isinstance(value, str) or field is None:
-            yield key, value
-        elif key == "inbox":
-            try:
-                yield key, json.loads(value)
-            except ValueError:
-                faults.append(
-                    f"{name}: inbox: found {value!r}; expected JSON such as "
-                    '[{"path": "/in", "outbox": "/out"}]'
-                )
-        elif (kind := field.annotation) is int or kind is float or kind is bool:
-            try:
-                yield key, TypeAdapter(kind).validate_python(value)
-            except ValidationError:
-                faults.append(f"{name}: {key}: found {value!r}; expected {_WANTED[kind]}")
-        else:
-            yield key, value
+def _no_key(key: str, value: Any, table: type[BaseModel]) -> str:
+    if isinstance(value, dict | list) and key.lower().startswith("inbox"):
+        return f"found {key}; expected inbox: [[inbox]] begins each of them"
+    if isinstance(value, dict):
+        return "found a table; there are none but [[inbox]]: the keys stand above these"
+    return words.unknown(key, table)
 
 
-def _readable(error: ValidationError, source: Mapping[str, str]) -> Iterator[str]:
-    """A line for each fault: source, key, what was found, what was expected."""
-    for fault in error.errors():
-        place = fault["loc"]
-        if not place:
-            yield from str(fault["msg"]).removeprefix("Value error, ").split("\n")
-            continue
-        key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
-        origin = source.get(str(place[0]), "defaults")
-        if fault["type"] == "extra_forbidden":
-            yield f"{origin}: {key}: unknown key{_nearest(str(place[-1]), '', Inbox)}"
-        elif fault["type"] == "missing":
-            yield f"{origin}: {key}: missing; every inbox needs one"
-        else:
-            expected = str(fault["msg"]).removeprefix("Value error, ")
-            expected = expected.replace("Input should be", "expected")
-            for pydantic_says, we_say in _PLAIN_WORDS.items():
-                expected = expected.replace(pydantic_says, we_say)
-            yield f"{origin}: {key}: found {fault['input']!r}; {expected}"
+def _tell(
+    source: Source,
+    path: KeyPath,
+    value: Any,
+    errors: list[ErrorDetails],
+    model: type[BaseModel],
+) -> None:
+    """Note what is wrong with a value, each place in it once.
+
+    Args:
+        source: where it was set.
+        path: its key.
+        value: the value.
+        errors: of pydantic, with places from the value on.
+        model: what has the key.
+    """
+    told: set[KeyPath] = set()
+    for error in errors:
+        inner, found = _within(value, error["loc"])
+        place = (*path, *inner)
+        if place in told:
+            continue  # a union complains once for each of its types
+        told.add(place)
+        name = str(path[-1])
+        about = model.model_fields.get(name)
+        expected = words.expected(name, about, inner) if about else ""
+        source.wrong(place, _said(error, found, expected))
 
 
-_TOGETHER = {"inbox", "results_dir"}
-"""Keys that are checked against each other, which pydantic leaves out when any key is wrong."""
-_WANTED: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+def _within(value: Any, loc: tuple[int | str, ...]) -> tuple[KeyPath, Any]:
+    """The part of a place that leads into the value, without pydantic's names of types."""
+    inner: list[int | str] = []
+    for part in loc:
+        leads = (
+            part in value
+            if isinstance(value, dict)
+            else (isinstance(value, list | tuple) and isinstance(part, int) and part < len(value))
+        )
+        if leads:
+            value = value[part]
+            inner.append(part)
+    return tuple(inner), value
+
+
+def _said(error: ErrorDetails, found: Any, expected: str) -> str:
+    """What was found and what was expected."""
+    own = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "value_error" and not expected.startswith(own):
+        return f"found {words.shown(found)}; {own}"
+    if error["type"] == "missing":
+        return f"found nothing; expected {error['loc'][-1]} in it"
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    return f"found {words.shown(found)}; {expected or _plain(own)}"
+
+
 _PLAIN_WORDS = {
+    "Input should be": "expected",
     "a valid integer": "a whole number",
     "a valid boolean": "true or false",
+    "a valid string": "text",
     "a valid ": "a ",
 }
 
 
-def _nearest(key: str, prefix: str = "", model: type[BaseModel] = Config) -> str:
-    close = difflib.get_close_matches(key, model.model_fields, n=1)
-    if not close:
-        return ""
-    word = prefix + (close[0].upper() if prefix else close[0])
-    return f"; did you mean {word}?"
+def _plain(said: str) -> str:
+    for pydantic_says, we_say in _PLAIN_WORDS.items():
+        said = said.replace(pydantic_says, we_say)
+    return said
 
 
-def _words(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(error)
+# Sources of text: the environment, the command line
+
+
+def _from_environment(environ: Mapping[str, str]) -> Source:
+    source = Source("environment", "environment")
+    for variable, text in sorted(environ.items()):
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        source.variables[key] = variable
+        if key not in Config.model_fields or variable != variable.upper():
+            _wrong_variable(source, variable, key)
+            continue
+        _take_text(source, key, text)
+    return source
+
+
+def _wrong_variable(source: Source, variable: str, key: str) -> None:
+    close = words.nearest(key, Config.model_fields)
+    if not close and key in Inbox.model_fields:
+        said = "is a key of an inbox; PHI4_INBOX sets them all, as JSON"
+    else:
+        said = "unknown key" + (f"; did you mean {ENV_PREFIX}{close.upper()}?" if close else "")
+    source.faults.append(Fault(Origin("environment", variable), (key,), said))
+
+
+def _from_options(options: Mapping[str, Any]) -> Source:
+    source = Source("command line", "command line")
+    for key, value in options.items():
+        if value is None:
+            continue
+        if isinstance(value, str) and key in Config.model_fields:
+            _take_text(source, key, value)
+        else:
+            source.values[key] = value
+    return source
+
+
+def _take_text(source: Source, key: str, text: str) -> None:
+    """A text in the type that its key wants; what it cannot be is a fault."""
+    about = Config.model_fields[key]
+    scalar = words.scalar(about)
+    if words.takes_json(about) and (not words.takes_text(about) or text.lstrip()[:1] in ("[", "{")):
+        try:
+            source.values[key] = json.loads(text)
+        except (ValueError, RecursionError):
+            wanted = (
+                _TABLES[source.kind] if key == "inbox" else (f"{words.wanted(key, about)}, as JSON")
+            )
+            source.wrong((key,), f"found {words.shown(text)}; expected {wanted}")
+            return
+    elif scalar is not None:
+        try:
+            source.values[key] = TypeAdapter(scalar).validate_python(text)
+        except ValidationError:
+            if words.takes_text(about):
+                source.values[key] = text
+                return
+            source.wrong((key,), f"found {words.shown(text)}; expected {words.wanted(key, about)}")
+    else:
+        source.values[key] = text

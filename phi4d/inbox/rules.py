@@ -18,11 +18,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pathspec import GitIgnoreSpec
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
 from phi4d.errors import ConfigError
 from phi4d.job import Kind, printable
+from phi4d.patterns import EXPECTED, Pattern, compiled, together
 
 IGNORE_FILE = b".phi4dignore"
 LITTER: tuple[str, ...] = (
@@ -158,7 +156,7 @@ class Rules:
         if lines is None:
             del self._ignores[folder]
             return []
-        patterns, wrong = _compiled(lines)
+        patterns, wrong = compiled(lines)
         where = printable(os.path.join(folder, IGNORE_FILE))
         self._ignores[folder] = _Layer(where, folder, patterns)
         return wrong
@@ -261,7 +259,7 @@ class Sieve:
         found = self._decisive(name, is_dir)
         return found is not None and not found[1].takes_back
 
-    def _decisive(self, name: bytes, is_dir: bool) -> tuple[_Layer, _Pattern] | None:
+    def _decisive(self, name: bytes, is_dir: bool) -> tuple[_Layer, Pattern] | None:
         for layer in self._layers:
             if not (layer.dirs if is_dir else layer.files).may_match(name):
                 continue
@@ -271,32 +269,6 @@ class Sieve:
                 if pattern.matches(relative, is_dir):
                     return layer, pattern
         return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Pattern:
-    """One line, as git understands it."""
-
-    text: str
-    regex: re.Pattern[str]
-    takes_back: bool
-
-    @property
-    def body(self) -> str:
-        text = self.text.removeprefix("!").rstrip("/")
-        return text[1:] if text.startswith(("\\#", "\\!")) else text
-
-    @property
-    def only_dirs(self) -> bool:
-        return self.text.endswith("/")
-
-    def matches(self, relative: str, is_dir: bool) -> bool:
-        """Whether it matches this path itself, and not one of the folders that it is in."""
-        if "ps_d" not in self.regex.groupindex:
-            return self.regex.search(relative) is not None
-        path = relative + "/" if is_dir else relative
-        # pathspec marks the end of a folder's name with this group
-        return any(found.end("ps_d") in (-1, len(path)) for found in self.regex.finditer(path))
 
 
 class _Layer:
@@ -310,7 +282,7 @@ class _Layer:
 
     __slots__ = ("base", "dirs", "files", "patterns", "where")
 
-    def __init__(self, where: str, base: bytes, patterns: tuple[_Pattern, ...]) -> None:
+    def __init__(self, where: str, base: bytes, patterns: tuple[Pattern, ...]) -> None:
         self.where = where
         self.base = base
         self.patterns = patterns
@@ -334,7 +306,7 @@ class _Guess:
     """a pattern with a slash wants the whole path"""
 
     @classmethod
-    def of(cls, patterns: Sequence[_Pattern]) -> _Guess:
+    def of(cls, patterns: Sequence[Pattern]) -> _Guess:
         exact, starts, ends, others = set(), [], [], []
         always = False
         for pattern in patterns:
@@ -363,9 +335,9 @@ class _Guess:
 class _Include:
     """The include patterns; unlike the others, one that matches a folder holds for all in it."""
 
-    def __init__(self, patterns: Sequence[_Pattern], lines: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[Pattern], lines: Sequence[str]) -> None:
         self._lines = tuple(lines)
-        self._spec = GitIgnoreSpec.from_lines(lines)
+        self._spec = together(lines)
         self._can_refuse = any(pattern.takes_back for pattern in patterns)
         self._guess = _Guess.of([pattern for pattern in patterns if not pattern.only_dirs])
 
@@ -397,33 +369,9 @@ def _special(text: str) -> bool:
 _PLAIN = re.compile(r"[^*?\[\\]+")
 
 
-def _compiled(lines: Sequence[str]) -> tuple[tuple[_Pattern, ...], list[str]]:
-    """The patterns, and the lines that are none."""
-    found, wrong = [], []
-    for line in lines:
-        try:
-            pattern = GitIgnoreSpecPattern(line)
-        except ValueError:
-            wrong.append(line)
-            continue
-        text = line if line.endswith("\\ ") else line.rstrip()
-        if pattern.include is None or pattern.regex is None:
-            if text and not text.startswith("#"):
-                wrong.append(line)
-            continue
-        found.append(_Pattern(text, pattern.regex, not pattern.include))
-    return tuple(found), wrong
-
-
-def _configured(key: str, lines: Sequence[str]) -> tuple[_Pattern, ...]:
-    patterns, wrong = _compiled(lines)
+def _configured(key: str, lines: Sequence[str]) -> tuple[Pattern, ...]:
+    patterns, wrong = compiled(lines)
     wrong += [line for line in lines if line.startswith("#") and line not in LITTER]
     if wrong:
-        raise ConfigError(
-            *(
-                f"{key}: found {line!r}; expected a pattern as in .gitignore, such as "
-                '"*.bak", "/raw/" or "!keep.tmp"; begin with a backslash for a name with # or !'
-                for line in wrong
-            )
-        )
+        raise ConfigError(*(f"{key}: found {line!r}; {EXPECTED}" for line in wrong))
     return patterns

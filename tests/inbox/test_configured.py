@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from phi4d import config as configuration
-from phi4d.errors import ConfigError
 from phi4d.inbox import roots
 from phi4d.job import Kind
 
@@ -54,9 +51,3 @@ def test_one_that_is_reached_by_a_link_too(tmp_path: Path) -> None:
     config = load(tmp_path, f'[[inbox]]\npath = "in"\noutbox = "{tmp_path}/disk/in/out"\n')
     (root,) = roots(config)
     assert not root.rules.verdict(b"out/a.jpg").taken
-
-
-def test_a_pattern_that_is_none(tmp_path: Path) -> None:
-    config = load(tmp_path, '[[inbox]]\npath = "in"\noutbox = "out"\nexclude = ["[ab"]\n')
-    with pytest.raises(ConfigError, match=r'inbox "in": exclude: found \'\[ab\'; expected'):
-        roots(config)
