@@ -90,8 +90,19 @@ class Calls:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory of a device: a GPU's, or the main memory, as far as this process may have it."""
+
+    size_bytes: int
+    used_bytes: int
+    """by all programs"""
+    own_bytes: int
+    """by phi4d: what it holds of a GPU for its tensors, or has in main memory"""
+
+
+@dataclass(frozen=True, slots=True)
 class Numbers:
-    """Everything that was counted, at one moment. None of it ever falls while the process lives."""
+    """Everything that was counted, at one moment. Nothing but memory ever falls."""
 
     ended: Mapping[tuple[str, Kind, State], int]
     """jobs by inbox, kind, and how they ended: done, failed, dropped"""
@@ -117,6 +128,8 @@ class Numbers:
     """how often an inbox was compared with the store, and how long that took altogether"""
     overflows: int
     """how often the kernel dropped events"""
+    memory: Mapping[str, Memory]
+    """of each device that could tell, when it was last looked at"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +261,7 @@ class Meter:
         self._restarts: Counter[str] = Counter()
         self._comparisons: dict[str, tuple[int, float]] = {}
         self._overflows = 0
+        self._memory: dict[str, Memory] = {}
         self._paces: dict[Kind, _Pace] = {}
         self._recent_files: _Window[str, int] = _Window(MINUTE_SECONDS, 60, add)
         self._recent_calls: _Window[str, Calls] = _Window(MINUTE_SECONDS, 60, add)
@@ -356,6 +370,11 @@ class Meter:
         with self._lock:
             self._overflows += 1
 
+    def holds(self, device: str, memory: Memory) -> None:
+        """So much is in a device's memory."""
+        with self._lock:
+            self._memory[device] = memory
+
     def _spent(self, phase: Phase, kind: Kind, seconds: float) -> None:
         # a wall clock that was set back is no time spent
         _histogram(self._phases, (phase, kind), BUCKETS_SECONDS[phase]).observe(max(0.0, seconds))
@@ -409,6 +428,7 @@ class Meter:
                 restarts=dict(self._restarts),
                 comparisons=dict(self._comparisons),
                 overflows=self._overflows,
+                memory=dict(self._memory),
             )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from phi4d.job import Completion, Request
+from phi4d.meter import Memory
 
 
 class Engine(Protocol):
@@ -44,6 +45,13 @@ class Engine(Protocol):
             DeviceError: out of memory; fewer or smaller requests may do.
             DeviceLost: the device failed; the engine is of no use any more.
             ValueError: requests of different kinds.
+        """
+
+    def memory(self) -> Memory | None:
+        """What the device's memory holds; None: it cannot be told.
+
+        Asked now and then between two calls, by the thread that makes them, and takes no time to
+        speak of: nobody else can wait for a device that hangs.
         """
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from phi4d.engine.plan import Device
 from phi4d.engine.rungs import BFLOAT16_CAPABILITY, PACKAGES
+from phi4d.meter import Memory
 
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """of /proc/cpuinfo: the first two of x86's, the last of ARM's; each multiplies bfloat16 matrices.
@@ -56,13 +57,7 @@ def cpu(root: Path = Path("/")) -> Device:
     facts = _text(root / "proc/cpuinfo")
     product = re.search(r"^model name\s*:\s*(.+)", facts, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)", facts, re.MULTILINE)
-    memory = {
-        key: int(kib) * 1024
-        for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.M)
-    }
-    total, free = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
-    for limit, used in _cgroups(root):
-        total, free = min(total, limit), min(free, max(0, limit - used))
+    total, free = _main_memory(root)
     return Device(
         "cpu",
         product=product[1].strip() if product else platform.machine(),
@@ -86,6 +81,37 @@ def used_bytes(device: str) -> int:
     import torch
 
     return torch.cuda.memory_allocated(device)
+
+
+def memory(device: str) -> Memory | None:
+    """What the memory of a device holds; None: it cannot be told, as when it is lost.
+
+    Of a GPU to be asked between two calls, by the thread that makes them. It takes microseconds.
+    """
+    if device == "cpu":
+        size, free = _main_memory(Path("/"))
+        own = used_bytes(device)
+    else:
+        import torch
+
+        try:
+            free, size = torch.cuda.mem_get_info(device)
+            own = torch.cuda.memory_reserved(device)
+        except RuntimeError:
+            return None
+    return Memory(size, size - free, own)
+
+
+def _main_memory(root: Path) -> tuple[int, int]:
+    """Total and free bytes of main memory: what the kernel says, or less by a cgroup's limit."""
+    memory = {
+        key: int(kib) * 1024
+        for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"), re.M)
+    }
+    total, free = memory.get("MemTotal", 0), memory.get("MemAvailable", 0)
+    for limit, used in _cgroups(root):
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return total, free
 
 
 def _cgroups(root: Path) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from phi4d.engine.requests import check_requests
 from phi4d.errors import DeviceError
 from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
+from phi4d.meter import Memory
 
 BEAT_S = 0.01
 """how often a call that waits at the gate beats"""
@@ -40,6 +41,7 @@ class FakeEngine:
         capacity: whether the device's memory holds such a call; it raises `DeviceError` if not.
             Any call, if none is given.
         max_crops: the most crops that it would cut a picture into.
+        holds: what its device's memory holds.
         answer: makes a request's text; `describe` if none is given.
 
     Attributes:
@@ -59,11 +61,13 @@ class FakeEngine:
         failures: Mapping[int, Exception] | None = None,
         capacity: Callable[[Sequence[Request]], bool] | None = None,
         max_crops: int = 36,
+        holds: Memory | None = None,
         answer: Callable[[Request], str] | None = None,
     ) -> None:
         self._model = model
         self._device = device
         self._max_crops = max_crops
+        self._holds = holds
         self.tokens = tokens
         self.gate = gate
         self.hung = hung
@@ -130,6 +134,10 @@ class FakeEngine:
             )
             for request in requests
         ]
+
+    def memory(self) -> Memory | None:
+        """What was given as such."""
+        return self._holds
 
     def close(self) -> None:
         """Refuse further calls; let one that waits at the gate go on. Idempotent."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Self, cast
 import numpy as np
 import torch
 
+from phi4d.engine import devices
 from phi4d.engine.checkpoint import Checkpoint, read
 from phi4d.engine.decoding import decode
 from phi4d.engine.embedding import Clip, Prompt, embed
@@ -34,6 +35,7 @@ from phi4d.engine.tiler import MAX_CROPS, Tiles, tile
 from phi4d.engine.tokens import Tokens
 from phi4d.errors import ConfigError
 from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
+from phi4d.meter import Memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,6 +129,10 @@ class Phi4Engine:
     def max_crops(self) -> int:
         """The most crops that a picture is cut into, if a request does not say fewer."""
         return self._max_crops
+
+    def memory(self) -> Memory | None:
+        """What the device's memory holds; None: it cannot be told."""
+        return devices.memory(self._device)
 
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None

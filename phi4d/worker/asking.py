@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 DEVICE_DEATHS = 3  # devices lost over one file alone, after which it is taken for the cause
 
+MEMORY_SECONDS = 5.0  # how often the device is asked what its memory holds
+
 
 class Asking:
     """What one worker asks of its engine.
@@ -55,6 +57,7 @@ class Asking:
         self._beat = beat
         self._max_new_tokens = max_new_tokens
         self._meter = meter
+        self._next_measure = 0.0
 
     def capacity(self) -> Mapping[Kind, int]:
         """How many files of each kind are worth taking at once."""
@@ -63,6 +66,15 @@ class Asking:
     def batch(self, kind: Kind) -> int:
         """How many requests of a kind one call takes now."""
         return self._ladder.rung(kind).requests
+
+    def measure(self) -> None:
+        """Tell the meter what the device's memory holds, if it is a while since it was told."""
+        now = self._meter.clock()
+        if now >= self._next_measure:
+            self._next_measure = now + MEMORY_SECONDS
+            memory = self._engine.memory()
+            if memory is not None:
+                self._meter.holds(self._engine.device, memory)
 
     def answer(self, ready: Sequence[tuple[Task, Piece]], then: Callable[[Task], None]) -> None:
         """Ask about pieces of one kind, in as many calls of the engine as its memory wants.
@@ -126,6 +138,7 @@ class Asking:
                 return str(error)
             seconds = self._meter.clock() - began
         self._meter.answered(self._engine.device, requests, completions, seconds)
+        self.measure()
         for (task, piece), completion in zip(call, completions, strict=True):
             task.answer(piece, completion)
         return ""

@@ -156,6 +156,7 @@ class Worker(threading.Thread):
             while not self._stopping.is_set():
                 self._alive()
                 self._wake.clear()
+                self._asking.measure()
                 if tasks := self._take():
                     self._work(tasks)
                 else:

@@ -10,6 +10,7 @@ import pytest
 
 from phi4d.engine import devices
 from phi4d.engine.plan import Device
+from phi4d.meter import Memory
 
 GB = 10**9
 MIB = 1 << 20
@@ -144,3 +145,24 @@ def test_a_gpu_that_has_no_room_to_be_asked_is_full(monkeypatch):
         (0, 80 * GB),
         (5 * GB, 80 * GB),
     ]
+
+
+def test_what_a_gpus_memory_holds_of_others_and_of_ours(monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (50 * GB, 80 * GB))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 20 * GB)
+    assert devices.memory("cuda:1") == Memory(80 * GB, 30 * GB, 20 * GB)
+
+
+def test_a_gpu_that_is_lost_does_not_tell(monkeypatch):
+    def lost(device):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr("torch.cuda.mem_get_info", lost)
+    assert devices.memory("cuda:0") is None
+
+
+def test_what_main_memory_holds():
+    found = devices.memory("cpu")
+    assert found is not None
+    assert 0 < found.used_bytes <= found.size_bytes
+    assert 0 < found.own_bytes < found.size_bytes

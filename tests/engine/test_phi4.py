@@ -405,3 +405,9 @@ def test_half_precision_answers_too():
     clips = [Request(Kind.AUDIO, TRANSCRIBE, speech()), clip(45.0, max_new_tokens=3)]
     assert engine.generate(clips)[0].text
     assert engine.generate([picture(PICTURES[0], DESCRIBE)])[0].text
+
+
+def test_it_tells_what_its_devices_memory_holds(engine):
+    memory = engine.memory()
+    assert memory is not None
+    assert 0 < memory.own_bytes < memory.size_bytes

@@ -14,7 +14,7 @@ from phi4d.engine.fake import FakeEngine
 from phi4d.errors import DeviceError, SourceFault
 from phi4d.job import Kind, State
 from phi4d.media.pool import DecodePool, Decoding
-from phi4d.meter import Meter, Phase
+from phi4d.meter import Memory, Meter, Phase
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +141,16 @@ def test_an_inbox_that_pauses(
 
     assert meter.numbers().pauses["in"] >= 1
     assert meter.numbers().faults == {}
+
+
+def test_what_the_device_holds_is_looked_at_now_and_then(
+    desk: Desk, make_picture: Callable[..., Path]
+) -> None:
+    meter = Meter()
+    holds = Memory(size_bytes=80, used_bytes=30, own_bytes=20)
+    desk.add(make_picture(desk.inbox / "a.png"))
+    desk.start(FakeEngine(device="cuda:7", holds=holds), meter=meter)
+    desk.wait_for(1)
+    close(desk)
+
+    assert meter.numbers().memory == {"cuda:7": holds}
