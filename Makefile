@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 REFERENCE := $(VENV)/reference
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format clean install uninstall deb
+.PHONY: help demo test check lint format clean install uninstall deb man
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make format  let ruff put the code in order"
 	@echo "sudo make install    phi4d as a service; PREFIX ($(PREFIX)), DESTDIR, PYTHON, PIP_ARGS"
 	@echo "sudo make uninstall  take it away; configuration, state and sidecars stay"
+	@echo "make man     write the man pages anew, from the command line, the sample and the README"
 	@echo "make deb     build the Debian package into dist/"
 	@echo "make clean   remove $(VENV) and everything else that was made"
 
@@ -69,6 +70,9 @@ install:
 
 uninstall:
 	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" packaging/uninstall.sh
+
+man: $(VENV)/.installed
+	@$(BIN)/python tools/manpages.py
 
 deb:
 	@REVISION="$(REVISION)" PYTHON="$(PYTHON)" packaging/deb.sh dist

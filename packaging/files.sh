@@ -29,5 +29,7 @@ fi
 put systemd/phi4d.sysusers "$lib/sysusers.d/phi4d.conf"
 put systemd/phi4d.tmpfiles "$lib/tmpfiles.d/phi4d.conf"
 put systemd/phi4d.catalog "$lib/systemd/catalog/phi4d.catalog"
+put docs/man/phi4d.8 "$share/man/man8/phi4d.8"
+put docs/man/phi4d.toml.5 "$share/man/man5/phi4d.toml.5"
 put etc/phi4d.toml "$share/doc/phi4d/examples/phi4d.toml"
 put README.md "$share/doc/phi4d/README.md"
