@@ -10,13 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import selectors
 import socket
 import stat
+import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +37,16 @@ ACCEPT_SECONDS = 1.0  # until the next try, when the process has no descriptor l
 _CHUNK_BYTES = 1 << 16
 _SUN_PATH_BYTES = 108  # of a socket's address, its last zero included; see unix(7)
 
-Handler = Callable[[Mapping[str, Any]], dict[str, Any]]
+UID = "uid"
+"""the field of every order that tells the user who gives it, as the kernel has it"""
+Long = Callable[[], dict[str, Any]]
+"""What is left to do of an order that takes long; see `Handler`."""
+Handler = Callable[[Mapping[str, Any]], dict[str, Any] | Long]
 """Carries an order out: its fields to its answer's, both fit for JSON.
+
+It must be quick, for nobody else is answered meanwhile. Of an order that takes long it returns a
+function, which another thread calls for the answer; such orders are carried out one after the
+other, and others are answered beside them.
 
 Raises:
     Phi4dError: it cannot be done; the client is told the text.
@@ -98,7 +110,7 @@ def ask(
 
 
 class Server(threading.Thread):
-    """Takes orders, in a thread of its own, one after the other.
+    """Takes orders, in a thread of its own; those that take long are carried out in a second one.
 
     The socket is there as soon as this is made; `start` must follow. What a killed daemon left in
     its place goes: that there is only one daemon is the lock's to see to. Its folder is made.
@@ -121,6 +133,8 @@ class Server(threading.Thread):
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, _Client] = {}
+        self._long = ThreadPoolExecutor(1, "control long")  # its thread begins when it is needed
+        self._carried_out: deque[tuple[_Client, bytes]] = deque()
 
     def stop(self) -> None:
         """Take no more orders; `join` waits for the end of one that is carried out."""
@@ -137,6 +151,10 @@ class Server(threading.Thread):
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
+            self._long.shutdown(cancel_futures=True)
+            for client, answer in self._carried_out:  # the last one may still be waited for
+                with contextlib.suppress(OSError):
+                    client.sock.send(answer)
             for client in list(self._clients.values()):
                 self._leave(client)
             for each in (self._listener, self._wake, self._woken, self._selector):
@@ -149,8 +167,14 @@ class Server(threading.Thread):
             for key, _ in self._selector.select(CLIENT_SECONDS if self._clients else None):
                 if key.fileobj is self._listener:
                     self._accept()
+                elif key.fileobj is self._woken:
+                    self._woken.recv(_CHUNK_BYTES)
                 elif key.fd in self._clients:
                     self._attend(self._clients[key.fd])
+            while self._carried_out:
+                client, answer = self._carried_out.popleft()
+                if self._clients.get(client.sock.fileno()) is client:
+                    self._reply(client, answer)
             for client in list(self._clients.values()):
                 if time.monotonic() >= client.deadline:
                     self._leave(client)
@@ -169,7 +193,8 @@ class Server(threading.Thread):
         self._heard = True
         sock.setblocking(False)
         if len(self._clients) >= CLIENTS:
-            self._leave(next(iter(self._clients.values())))
+            idle = (client for client in self._clients.values() if not client.waits)
+            self._leave(next(idle, next(iter(self._clients.values()))))
         self._clients[sock.fileno()] = _Client(sock, time.monotonic() + CLIENT_SECONDS)
         self._selector.register(sock, selectors.EVENT_READ)
 
@@ -180,16 +205,17 @@ class Server(threading.Thread):
                 data = client.sock.recv(_CHUNK_BYTES)
                 client.asked += data
                 if b"\n" in data:
-                    client.answer = self._answer(bytes(client.asked).partition(b"\n")[0])
+                    line = bytes(client.asked).partition(b"\n")[0]
+                    answer = self._carry_out(line, _uid(client.sock))
+                    if isinstance(answer, bytes):
+                        self._reply(client, answer)
+                    else:
+                        self._begin(client, answer)
                 elif len(client.asked) > LINE_BYTES:
-                    client.answer = _told(f"an order has at most {LINE_BYTES} bytes")
+                    self._reply(client, _told(f"an order has at most {LINE_BYTES} bytes"))
                 elif not data:
                     self._leave(client)
-                    return
-                else:
-                    return
-                client.deadline = time.monotonic() + CLIENT_SECONDS
-                self._selector.modify(client.sock, selectors.EVENT_WRITE)
+                return
             client.answer = client.answer[client.sock.send(client.answer) :]
         except BlockingIOError:
             return
@@ -198,13 +224,38 @@ class Server(threading.Thread):
         if not client.answer:
             self._leave(client)
 
+    def _reply(self, client: _Client, answer: bytes) -> None:
+        client.answer = answer
+        client.deadline = time.monotonic() + CLIENT_SECONDS
+        if client.waits:
+            client.waits = False
+            self._selector.register(client.sock, selectors.EVENT_WRITE)
+        else:
+            self._selector.modify(client.sock, selectors.EVENT_WRITE)
+        self._attend(client)
+
+    def _begin(self, client: _Client, rest: Callable[[], bytes]) -> None:
+        """Have the rest of an order that takes long carried out; its client is let alone."""
+        client.waits = True
+        client.deadline = math.inf
+        self._selector.unregister(client.sock)
+
+        def ended(future: Future[bytes]) -> None:
+            if not future.cancelled():
+                self._carried_out.append((client, future.result()))
+                with contextlib.suppress(OSError):
+                    self._wake.send(b"!")
+
+        self._long.submit(rest).add_done_callback(ended)
+
     def _leave(self, client: _Client) -> None:
         del self._clients[client.sock.fileno()]
-        self._selector.unregister(client.sock)
+        if not client.waits:
+            self._selector.unregister(client.sock)
         client.sock.close()
 
-    def _answer(self, line: bytes) -> bytes:
-        """Carry an order out; whatever it is, there is an answer."""
+    def _carry_out(self, line: bytes, uid: int) -> bytes | Callable[[], bytes]:
+        """Carry an order out; whatever it is, there is an answer, or what will make one."""
         try:
             order = json.loads(line)
         except (ValueError, RecursionError):
@@ -220,8 +271,19 @@ class Server(threading.Thread):
                 "version as the daemon?"
             )
         log.debug("order: %s", name)
+        order[UID] = uid
+        return self._guarded(name, lambda: handler(order))
+
+    def _guarded(
+        self, name: str, do: Callable[[], dict[str, Any] | Long]
+    ) -> bytes | Callable[[], bytes]:
+        """The line that tells what it returns, or what went wrong; or what will make one."""
         try:
-            return _line(handler(order))
+            found = do()
+            if callable(found):
+                rest = found
+                return lambda: self._told(name, rest)
+            return _line(found)
         except Phi4dError as error:
             return _told(str(error))
         except ValueError as error:
@@ -229,6 +291,10 @@ class Server(threading.Thread):
         except Exception:
             log.exception("order %s: unexpected error", name)
             return _told(f"{name}: failed unexpectedly; the daemon's log says how")
+
+    def _told(self, name: str, rest: Long) -> bytes:
+        line = self._guarded(name, rest)
+        return line if isinstance(line, bytes) else line()
 
 
 @dataclass(slots=True)
@@ -238,6 +304,14 @@ class _Client:
     asked: bytearray = field(default_factory=bytearray)
     answer: bytes | None = None
     """what of it is still to be sent; None: the order has not come yet"""
+    waits: bool = False
+    """its order is being carried out by the second thread"""
+
+
+def _uid(sock: socket.socket) -> int:
+    """The user at the other end, as the kernel has it; see unix(7)."""
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
 
 
 def _line(answer: Mapping[str, Any]) -> bytes:

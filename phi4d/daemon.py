@@ -8,10 +8,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
-from phi4d import again, control, signals, status
+from phi4d import control, signals, status
 from phi4d.config import Config, Inbox
+from phi4d.desk.desk import Desk
 from phi4d.engine import Engine
 from phi4d.errors import (
     EXIT_DEVICE,
@@ -34,7 +34,6 @@ from phi4d.meter import Meter
 from phi4d.notices import Notices
 from phi4d.notify import notify, watchdog_seconds
 from phi4d.outputs import atomic, told
-from phi4d.paths import inbox_of
 from phi4d.scheduler import Pauses
 from phi4d.signals import STOP_SIGNALS
 from phi4d.slots import Slots
@@ -131,12 +130,7 @@ class Daemon:
         self._watcher: Watcher | None = None
         self._originals: Originals | None = None
         self._control: control.Server | None = None
-        self.handlers: dict[str, control.Handler] = {
-            "rescan": self._order_rescan,
-            "retry": self._order_retry,
-            "regenerate": self._order_regenerate,
-        }
-        """what carries out the orders that come through the control socket, by their names"""
+        self._desk: Desk | None = None
         self._cleanup = contextlib.ExitStack()
         self._hung = False
         self._said = ""
@@ -229,42 +223,16 @@ class Daemon:
             log.warning("%d files were being worked on when phi4d ended; begun again", len(jobs))
 
     def _take_orders(self) -> None:
+        self._desk = Desk(self._config, self._store, model=self._model)
         try:
-            self._control = control.Server(self._config.control_path, self.handlers)
+            self._control = control.Server(self._config.control_path, self._desk.handlers)
         except EnvironmentFault as fault:
             log.warning("no orders can be taken, phi4d goes on without: %s", fault)
         else:
             self._control.start()
 
-    def _order_rescan(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        if self._watcher is not None:  # else the first scan is still to come
-            self._watcher.rescan()
-        return {}
-
-    def _order_retry(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        order = again.Order.of(fields, anew=False)
-        outcome = self._again(order)
-        if outcome.left and self._watcher is not None:
-            # a file that was not noticed may be now
-            found = [inbox_of(path, self._boxes) for path in order.paths]
-            for name in {place[0].name for place in found if place is not None}:
-                self._watcher.rescan(name)
-        return outcome.fields()
-
-    def _order_regenerate(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        return self._again(again.Order.of(fields, anew=True)).fields()
-
-    def _again(self, order: again.Order) -> again.Outcome:
-        model = ""  # what is stale is told by it alone
-        if order.stale:
-            model = self._engines[0].model if self._engines else locate(self._config)[1]
-        asked = again.todays(self._config, model)
-        outcome = again.carry_out(order, self._store, self._boxes, asked)
-        if outcome.taken and not order.dry_run:
-            log.info("%s: taken up: %d", order.name, outcome.taken)
-            for worker in self._workers:
-                worker.wake()
-        return outcome
+    def _model(self) -> str:
+        return self._engines[0].model if self._engines else locate(self._config)[1]
 
     def _start_watcher(self) -> Watcher:
         config = self._config
@@ -282,6 +250,8 @@ class Daemon:
             meter=self._meter,
         )
         self._watcher.start()
+        if self._desk is not None:
+            self._desk.watcher = self._watcher
         while not self._watcher.armed.wait(TICK_SECONDS):
             if not self._watcher.is_alive():
                 raise ConfigError("the inboxes cannot be watched; the log says why")
@@ -303,6 +273,8 @@ class Daemon:
             Surroundings(watcher.root_fault, watcher.look),
             self._meter,
         )
+        if self._desk is not None:
+            self._desk.workers = self._workers
         for worker in self._workers:
             worker.start()
 
@@ -411,10 +383,8 @@ class Daemon:
     def stop(self) -> None:
         """Stop in order: orders, inboxes, workers, outputs, store. Idempotent."""
         notify("STOPPING=1")
-        if self._control is not None:
-            self._control.stop()
-            self._control.join()
-            self._control = None
+        if self._desk is not None:
+            self._desk.stopping = True
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher.join()
@@ -428,6 +398,10 @@ class Daemon:
         for worker in self._workers:
             worker.join()
         self._workers = []
+        if self._control is not None:  # till then it tells how far it is
+            self._control.stop()
+            self._control.join()
+            self._control = None
         self._cleanup.close()
 
 

@@ -7,9 +7,10 @@ import pwd
 from collections.abc import Iterator
 from dataclasses import replace
 
-from phi4d import again, control, lock
-from phi4d.again import Order, Outcome
+from phi4d import control, lock
 from phi4d.config import Config
+from phi4d.desk import again
+from phi4d.desk.again import Order, Outcome
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.loading import locate
 from phi4d.store import Store

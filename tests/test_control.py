@@ -26,7 +26,7 @@ WAIT_SECONDS = 30.0  # until a test gives up
 
 
 def echo(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {"got": dict(fields)}
+    return {"got": {name: value for name, value in fields.items() if name != control.UID}}
 
 
 @pytest.fixture
@@ -111,6 +111,81 @@ class TestOrders:
                 ask(tmp_path / "control", order)
         assert "ZeroDivisionError" in caplog.text
         assert ask(tmp_path / "control", "echo") == {"got": {}}
+
+    def test_who_gives_it_is_told_by_the_kernel_and_cannot_be_feigned(
+        self, serve: Callable[..., Server], tmp_path: Path
+    ) -> None:
+        serve(who=lambda fields: {"uid": fields[control.UID]})
+        assert ask(tmp_path / "control", "who", {"uid": 12345}) == {"uid": os.geteuid()}
+
+    def test_others_are_answered_while_one_that_takes_long_is_carried_out(
+        self, serve: Callable[..., Server], tmp_path: Path
+    ) -> None:
+        # given one that is being carried out, and another that waits for its turn
+        path, begun, go_on = tmp_path / "control", threading.Event(), threading.Event()
+        order: list[str] = []
+
+        def long(fields: Mapping[str, Any]) -> control.Long:
+            def carry_out() -> dict[str, Any]:
+                begun.set()
+                assert go_on.wait(WAIT_SECONDS)
+                order.append(fields["name"])
+                return {"done": fields["name"]}
+
+            return carry_out
+
+        server = serve(long=long)
+        with connect(path) as first, connect(path) as second, connect(path) as gone:
+            first.sendall(b'{"order": "long", "name": "first"}\n')
+            assert begun.wait(WAIT_SECONDS)
+            second.sendall(b'{"order": "long", "name": "second"}\n')
+            gone.sendall(b'{"order": "long", "name": "third"}\n')
+            gone.close()
+            # when others come, however many, then each is answered at once
+            for n in range(control.CLIENTS + 1):
+                assert ask(path, "echo", {"n": n}) == {"got": {"n": n}}
+            assert order == []
+            # and those get their answers, one after the other, also when it is to stop
+            go_on.set()
+            assert json.loads(first.makefile().read()) == {"done": "first"}
+            assert json.loads(second.makefile().read()) == {"done": "second"}
+            server.stop()
+            server.join()
+        assert order[:2] == ["first", "second"]
+
+    @pytest.mark.parametrize("how", ["foreseen", "unforeseen"])
+    def test_one_that_takes_long_and_cannot_be_done_is_told(
+        self,
+        serve: Callable[..., Server],
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        how: str,
+    ) -> None:
+        def fail() -> dict[str, Any]:
+            raise EnvironmentFault("no room") if how == "foreseen" else RuntimeError("oh")
+
+        serve(long=lambda _: fail)
+        with pytest.raises(EnvironmentFault, match=r"no room|failed unexpectedly"):
+            ask(tmp_path / "control", "long")
+        assert ("unexpected error" in caplog.text) == (how == "unforeseen")
+
+    def test_who_waits_for_a_long_one_when_it_stops_is_answered(
+        self, serve: Callable[..., Server], tmp_path: Path
+    ) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def long() -> dict[str, Any]:
+            begun.set()
+            assert go_on.wait(WAIT_SECONDS)
+            return {"done": True}
+
+        server = serve(long=lambda _: long)
+        with connect(tmp_path / "control") as client:
+            client.sendall(b'{"order": "long"}\n')
+            assert begun.wait(WAIT_SECONDS)
+            server.stop()
+            go_on.set()
+            assert json.loads(client.makefile().read()) == {"done": True}
 
     def test_an_order_that_is_none_names_those_that_are(self, path: Path) -> None:
         with pytest.raises(EnvironmentFault, match="unknown order 'dance'; this phi4d knows echo"):

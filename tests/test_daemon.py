@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import logging
@@ -26,7 +27,7 @@ from phi4d.config import Config
 from phi4d.daemon import Daemon
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
-from phi4d.errors import ConfigError, DeviceLost
+from phi4d.errors import ConfigError, DeviceLost, EnvironmentFault
 from phi4d.job import Job, Result, Sampling
 from phi4d.store import Reader
 
@@ -336,8 +337,10 @@ class TestOrders:
         assert "is not known" in why
         assert looked.is_set()
         looked.clear()
-        assert ask("rescan") == {}
+        assert ask("rescan") == ask("rescan", inboxes=["in"]) == {"inboxes": ["in"]}
         assert looked.is_set()
+        with pytest.raises(EnvironmentFault, match="no inbox is named 'im'; there are: in"):
+            ask("rescan", inboxes=["im"])
 
     def test_they_are_taken_while_the_model_is_loaded(
         self, write_config: Callable[..., Path], tmp_path: Path, ask: Callable[..., Any]
@@ -355,8 +358,29 @@ class TestOrders:
         finally:
             opened.stop()
         nothing = {"taken": 0, "first": [], "left": []}
-        assert answers == [nothing, {}, nothing]
+        assert answers == [nothing, {"inboxes": ["in"]}, nothing]
         assert ask("retry") is None
+
+    def test_a_daemon_that_stops_changes_nothing_any_more(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        ask: Callable[..., Any],
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        engine = FakeEngine(gate=threading.Event())
+        opened = open_house("stop_seconds = 60", engine)
+        assert engine.entered.wait(WAIT_SECONDS)
+        stopping = threading.Thread(target=opened.daemon.stop)
+        stopping.start()
+        try:
+            with pytest.raises(EnvironmentFault, match="is stopping; try again"):
+                collections.deque(iter(lambda: ask("retry"), None))  # until it has been told to
+        finally:
+            assert engine.gate
+            engine.gate.set()
+            stopping.join()
 
     def test_a_daemon_that_can_take_none_does_its_work(
         self,

@@ -35,7 +35,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"inbox", "store", "scheduler", "media", "engine", "outputs", "paths", "status", "task"}
     ),
-    frozenset({"again", "loading", "worker"}),
+    frozenset({"desk", "loading", "worker"}),
     frozenset({"daemon"}),
     frozenset({"doctor", "explain", "oneshot", "orders", "trial", "model"}),
     frozenset({"cli"}),

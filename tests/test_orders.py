@@ -17,9 +17,9 @@ from kit import unprivileged
 
 from phi4d import config as configuration
 from phi4d import demo, orders
-from phi4d.again import Order, Outcome, todays
 from phi4d.config import Config
 from phi4d.control import Server
+from phi4d.desk.again import Order, Outcome, todays
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Kind
 from phi4d.lock import Lock

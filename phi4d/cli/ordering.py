@@ -18,8 +18,8 @@ from phi4d.cli.options import (
 from phi4d.errors import EXIT_FAILURE, EXIT_OK
 
 if TYPE_CHECKING:
-    from phi4d.again import Order
     from phi4d.config import Config
+    from phi4d.desk.again import Order
 
 PathsArgument = Annotated[
     list[str] | None,
@@ -50,7 +50,7 @@ def retry(
     if inbox is not None and not failed:
         refuse("retry: --inbox goes with --failed")
     with Refusals():
-        from phi4d.again import Order
+        from phi4d.desk.again import Order
 
         settled = load(config, config_file, options_of(settings))
         _order(settled, Order(_absolute(settled, paths), _known(settled, inbox)))
@@ -80,7 +80,7 @@ def regenerate(
     if inbox is not None and paths:
         refuse("regenerate: --inbox goes with --stale, without a PATH")
     with Refusals():
-        from phi4d.again import Order
+        from phi4d.desk.again import Order
 
         settled = load(config, config_file, options_of(settings))
         _order(

@@ -11,8 +11,8 @@ import os
 import stat
 from collections.abc import Sequence
 
-from phi4d.again import locate
 from phi4d.config import Config, Inbox
+from phi4d.desk.again import locate
 from phi4d.explain.explanation import Explanation, as_json, render
 from phi4d.explain.standing import Books, advise, say_sidecars, say_state
 from phi4d.explain.taking import say_found, say_taken

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from phi4d import config as configuration
-from phi4d.again import Order, Outcome, carry_out, locate, todays
 from phi4d.config import BESIDE, Config, Inbox
+from phi4d.desk.again import Order, Outcome, carry_out, locate, todays
 from phi4d.job import Arrival, Fingerprint, Job, Kind, Sampling, question
 from phi4d.outputs import names
 from phi4d.store import Reader, Store

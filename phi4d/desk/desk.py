@@ -1,0 +1,114 @@
+"""The handlers of the orders that come through the control socket."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from phi4d.config import Config
+from phi4d.control import Handler, Long
+from phi4d.desk import again
+from phi4d.errors import EnvironmentFault
+from phi4d.paths import inbox_of
+from phi4d.store import Store
+
+if TYPE_CHECKING:
+    from phi4d.inbox import Watcher
+    from phi4d.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Desk:
+    """Carries orders out for one daemon, which tells it what there is by and by.
+
+    Args:
+        config: the configuration that is in force.
+        store: the daemon's store.
+        model: the model's name, by which is told what is stale.
+
+    Attributes:
+        config: the daemon sets another one when it has reloaded.
+        handlers: what carries out each order, by its name.
+        watcher: None until the inboxes are watched.
+        workers: none until the model is loaded.
+        stopping: set by the daemon at its stop; nothing is changed any more.
+    """
+
+    def __init__(self, config: Config, store: Store, *, model: Callable[[], str]) -> None:
+        self.config = config
+        self._store = store
+        self._model = model
+        self.watcher: Watcher | None = None
+        self.workers: Sequence[Worker] = ()
+        self.stopping = False
+        self.handlers: dict[str, Handler] = {
+            "rescan": self._changing(self._rescan),
+            "retry": self._changing(self._retry),
+            "regenerate": self._changing(self._regenerate),
+        }
+
+    def _changing(self, handler: Handler) -> Handler:
+        """A handler that changes something, and so has no place in a daemon that is stopping."""
+
+        def carry_out(fields: Mapping[str, Any]) -> dict[str, Any] | Long:
+            if self.stopping:
+                raise EnvironmentFault("it is stopping; try again when it has stopped")
+            return handler(fields)
+
+        return carry_out
+
+    def _rescan(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        names = self._names(fields)
+        if self.watcher is not None:  # else the first scan is still to come
+            for name in names:
+                self.watcher.rescan(name)
+        return {"inboxes": names}
+
+    def _names(self, fields: Mapping[str, Any]) -> list[str]:
+        """The inboxes that an order names; all, if it names none.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        known = [box.name for box in self.config.inboxes()]
+        wanted = fields.get("inboxes") or known
+        if not isinstance(wanted, list):
+            raise ValueError("inboxes: expected a list of names")  # noqa: TRY004 -- as all wrong here
+        for name in wanted:
+            if name not in known:
+                raise ValueError(f"no inbox is named {name!r:.80}; there are: {', '.join(known)}")
+        return wanted
+
+    def _retry(self, fields: Mapping[str, Any]) -> Long:
+        order = again.Order.of(fields, anew=False)
+
+        def carry_out() -> dict[str, Any]:
+            outcome = self._again(order)
+            if outcome.left and self.watcher is not None:
+                # a file that was not noticed may be now
+                found = [inbox_of(path, self.config.inboxes()) for path in order.paths]
+                for name in {place[0].name for place in found if place is not None}:
+                    self.watcher.rescan(name)
+            return outcome.fields()
+
+        return carry_out
+
+    def _regenerate(self, fields: Mapping[str, Any]) -> Long:
+        order = again.Order.of(fields, anew=True)
+        return lambda: self._again(order).fields()
+
+    def _again(self, order: again.Order) -> again.Outcome:
+        # what is stale is told by the model's name alone
+        asked = again.todays(self.config, self._model() if order.stale else "")
+        outcome = again.carry_out(order, self._store, self.config.inboxes(), asked)
+        if outcome.taken and not order.dry_run:
+            log.info("%s: taken up: %d", order.name, outcome.taken)
+            self.wake()
+        return outcome
+
+    def wake(self) -> None:
+        """Let the workers look for work."""
+        for worker in self.workers:
+            worker.wake()
