@@ -8,6 +8,7 @@ again, and a slot that tries would pay for it with a failed call each time.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,16 +49,26 @@ class Ladder:
     """
 
     def __init__(self, requests: int, *, shared: bool) -> None:
+        self._requests = requests
         self._shared = shared
-        self._rungs = {kind: Rung(requests) for kind in Kind}
+        # what memory has taught; of requests nothing, until a call did not fit
+        self._rungs = {kind: Rung(sys.maxsize) for kind in Kind}
+
+    def widen(self, requests: int) -> None:
+        """Let calls hold so many requests at most, or fewer where more did not fit before.
+
+        Any thread may call.
+        """
+        self._requests = requests
 
     def rung(self, kind: Kind) -> Rung:
         """What a call may hold."""
-        return self._rungs[kind]
+        known = self._rungs[kind]
+        return replace(known, requests=min(known.requests, self._requests))
 
     def capacity(self) -> dict[Kind, int]:
         """The most requests in a call, for each kind."""
-        return {kind: rung.requests for kind, rung in self._rungs.items()}
+        return {kind: self.rung(kind).requests for kind in Kind}
 
     def down(self, kind: Kind, requests: int, size: float) -> Rung | None:
         """Go down after a call that did not fit, to the first rung that asks less than it did.
@@ -70,21 +81,21 @@ class Ladder:
         Returns:
             Where the slot stands now; None if nothing below asks less.
         """
-        now = self._rungs[kind]
+        known, now = self._rungs[kind], self.rung(kind)
         smaller = [limit for limit in SIZES[kind] if limit < size]
         if requests > 1:
             fewer = now.requests
             while fewer >= requests:
                 fewer //= 2
-            below = replace(now, requests=fewer)
+            below = replace(known, requests=fewer)
         elif smaller:
-            below = replace(now, size=smaller[0])
+            below = replace(known, size=smaller[0])
         elif self._shared and not now.alone:
-            below = replace(now, requests=1, alone=True)
+            below = replace(known, requests=1, alone=True)
         else:
             return None
         self._rungs[kind] = below
-        return below
+        return self.rung(kind)
 
 
 def size(kind: Kind, media: NDArray[Any]) -> float:

@@ -354,7 +354,8 @@ class Meter:
 
         Args:
             reason: "died" (or hung, or answered nonsense), "broken off" (its file was wanted no
-                more) or "worn out" (it had decoded its share of files).
+                more), "worn out" (it had decoded its share of files) or "outdated" (its limits are
+                others now).
         """
         with self._lock:
             self._restarts[reason] += 1

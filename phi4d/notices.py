@@ -35,6 +35,12 @@ class Notices:
                 del self._now[key]
             self._now.update({(inbox, about): text for inbox, text in texts.items()})
 
+    def forget(self, inbox: str) -> None:
+        """There is nothing more to say of an inbox: it is not watched any more."""
+        with self._lock:
+            for key in [key for key in self._now if key[0] == inbox]:
+                del self._now[key]
+
     def about(self, about: str) -> dict[str, str]:
         """What there is to say about a thing, by inbox."""
         with self._lock:

@@ -68,6 +68,10 @@ class Pauses:
         self._pauses: dict[str, Pause] = {}
         self._lock = threading.Lock()
 
+    def change(self, seconds: float) -> None:
+        """Let first pauses be so long; those that last go on."""
+        self._first = seconds
+
     def pause(self, inbox: str, reason: str, now: float) -> bool:
         """Let an inbox wait.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,6 +46,29 @@ class Rule:
     def source(self, job: Job) -> bytes:
         """Where a job's file is."""
         return os.path.join(self.path, job.path)
+
+
+class RuleBook(Mapping[str, Rule]):
+    """The rules of all inboxes by name, which are replaced as a whole while workers read them.
+
+    Who needs several answers that go together takes a copy, `dict(book)`. Any thread may read.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule] | None = None) -> None:
+        self._now = dict(rules or {})
+
+    def replace(self, rules: Mapping[str, Rule]) -> None:
+        """From now on these, and no others."""
+        self._now = dict(rules)
+
+    def __getitem__(self, inbox: str) -> Rule:
+        return self._now[inbox]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
 
 
 @dataclass(slots=True)

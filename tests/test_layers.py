@@ -33,7 +33,18 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset(
-        {"inbox", "store", "scheduler", "media", "engine", "outputs", "paths", "status", "task"}
+        {
+            "changes",
+            "engine",
+            "inbox",
+            "media",
+            "outputs",
+            "paths",
+            "scheduler",
+            "status",
+            "store",
+            "task",
+        }
     ),
     frozenset({"desk", "loading", "worker"}),
     frozenset({"daemon"}),

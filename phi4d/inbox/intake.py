@@ -59,6 +59,12 @@ class Intake:
         # hashes of files that are none of ours, whatever their names say
         self._rejects = array("Q", bytes(8 * REJECTS))
 
+    def change(self, places: Mapping[str, Place], settle_seconds: float) -> None:
+        """Deal with the files of these inboxes, and so; what was none of ours may be by now."""
+        self._places = places
+        self._settle_seconds = settle_seconds
+        self._rejects = array("Q", bytes(8 * REJECTS))
+
     def worth(self, name: bytes) -> bool:
         """Whether a file of that name may be a picture or a recording."""
         return worth_opening(name, self._by_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from phi4d.inbox.mounts import polled_type
@@ -31,6 +31,11 @@ class Root:
     """auto: polled on file systems where others' changes send no events"""
     kinds: frozenset[Kind] = frozenset(Kind)
     """files of another kind are passed over"""
+
+    def same(self, other: Root) -> bool:
+        """Whether another root is configured just so."""
+        mine, others = (replace(root, rules=self.rules) for root in (self, other))
+        return mine == others and self.rules.says_the_same(other.rules)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class Rules:
         apart: Mapping[bytes, str] | None = None,
         inbox: str = "",
     ) -> None:
+        self._given = (root, tuple(include), tuple(exclude), dict(apart or {}), inbox)
         above = root.rstrip(b"/") + b"/"
         self._apart = {
             folder.removeprefix(above): what
@@ -143,6 +144,15 @@ class Rules:
         )
         self._ignores: dict[bytes, _Layer] = {}
         self._sieves: dict[bytes, Sieve] = {}
+
+    def says_the_same(self, other: Rules) -> bool:
+        """Whether other rules were made of the same, whatever ``.phi4dignore`` either has met."""
+        return self._given == other._given
+
+    def inherit(self, older: Rules) -> None:
+        """Take over what older rules of the same inbox learned of ``.phi4dignore``."""
+        self._ignores.update(older._ignores)
+        self._sieves.clear()
 
     def set_ignore(self, folder: bytes, lines: Sequence[str] | None) -> list[str]:
         """Give the ``.phi4dignore`` of a folder; None: it has none.

@@ -8,6 +8,7 @@ still being written waits until it is closed, or unchanged for much longer.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from phi4d.job import Fingerprint
@@ -67,6 +68,18 @@ class Settler:
 
     def __contains__(self, key: Key) -> bool:
         return key in self._waiting
+
+    def change(self, settle_seconds: float, settle_max: float, now: float) -> None:
+        """Wait so long from now on; who waits already is looked at, and waits on by these."""
+        self._settle_seconds = settle_seconds
+        self._settle_max = max(settle_seconds, settle_max)
+        for key, file in self._waiting.items():
+            self._look_at(key, file, now)
+
+    def leave(self, inbox: str, unless: Callable[[bytes], bool] = lambda _: False) -> None:
+        """Forget the files of an inbox, but those that wait on, by their path below it."""
+        for key in [key for key in self._waiting if key[0] == inbox and not unless(key[1])]:
+            del self._waiting[key]
 
     def closed(self, key: Key, now: float) -> None:
         """Its writer closed it, or it was renamed in."""

@@ -36,6 +36,11 @@ class Troubles:
             log.warning('inbox "%s": %s', inbox, text)
             self._tell(inbox)
 
+    def forget(self, inbox: str) -> None:
+        """An inbox is not watched any more, or begins anew: what troubled it is past."""
+        if self._known.pop(inbox, None):
+            self._notice(inbox, None)
+
     def of(self, inbox: str) -> list[bytes]:
         """What is in trouble."""
         return list(self._known.get(inbox, ()))

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -41,6 +42,18 @@ FRESH_AT_ONCE = 16  # folders that were just made, in one step: most are small
 
 # what is in trouble, where it is not a folder below the root
 _ROOT, _LIMIT, _STORE = b"/root", b"/limit", b"/store"
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is to be watched from the next turn on; see `Watcher`."""
+
+    roots: Sequence[Root]
+    settle_seconds: float
+    settle_max: float
+    rescan_seconds: float
+    poll_seconds: float
+    made: threading.Event = field(default_factory=threading.Event)
 
 
 class Watcher(threading.Thread):
@@ -118,6 +131,7 @@ class Watcher(threading.Thread):
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._requests: deque[tuple[str, bytes | None]] = deque()
+        self._change: _Change | None = None
         self._bell: int | None = None
 
     # ---- for other threads ----
@@ -128,7 +142,7 @@ class Watcher(threading.Thread):
         self._ring()
 
     def rescan(self, inbox: str | None = None) -> None:
-        """Ask for a comparison of an inbox, or of all, now."""
+        """Ask for a comparison of an inbox, or of all, now; one that is not watched has none."""
         self._ring(*((name, None) for name in ([inbox] if inbox else self._places)))
 
     def look(self, inbox: str, path: bytes) -> None:
@@ -140,12 +154,45 @@ class Watcher(threading.Thread):
         """
         self._ring((inbox, path))
 
+    def change(
+        self,
+        roots: Sequence[Root],
+        *,
+        settle_seconds: float,
+        settle_max: float,
+        rescan_seconds: float,
+        poll_seconds: float,
+    ) -> threading.Event:
+        """Ask for other inboxes and other times. What is as it was goes on undisturbed.
+
+        An inbox with another folder begins anew. One with other patterns, kinds or mode is compared
+        at once; its watches stay. Of one that is left out nothing more is handed on.
+
+        Args:
+            roots: all inboxes from now on.
+            settle_seconds: as for the watcher.
+            settle_max: as for the watcher.
+            rescan_seconds: as for the watcher.
+            poll_seconds: as for the watcher.
+
+        Returns:
+            An event that is set when new inboxes are watched, and those that are left out are not.
+            It is never set if the watcher ends before, or is asked for yet another change.
+        """
+        change = _Change(roots, settle_seconds, settle_max, rescan_seconds, poll_seconds)
+        with self._lock:
+            self._change = change
+            self.caught_up.clear()
+        self._ring()
+        return change.made
+
     def root_fault(self, inbox: str) -> str | None:
-        """Why an inbox's folder cannot be used now, in words; None if it can.
+        """Why an inbox's folder cannot be used now, in words; None if it can, or is not watched.
 
         The folder is looked at anew: while it answers, no file of it counts as gone. Cheap.
         """
-        return self._places[inbox].fault() or None
+        place = self._places.get(inbox)
+        return (place.fault() or None) if place else None
 
     def modes(self) -> dict[str, str]:
         """How each inbox is watched: "inotify", "poll", or "poll" with its reason in brackets."""
@@ -202,6 +249,7 @@ class Watcher(threading.Thread):
             longest: seconds to wait at most if there is nothing to do.
         """
         self._wait(min(longest, self._leisure()))
+        self._make_change()
         self._serve_requests()
         self._serve_events()
         self._intake.look_at_due()
@@ -211,12 +259,17 @@ class Watcher(threading.Thread):
                 self._check(place)
         self._step()
         with self._lock:
-            if self._idle() and not self._requests:
+            if self._idle() and not self._requests and self._change is None:
                 self.caught_up.set()
 
     def _leisure(self) -> float:
         """Seconds until there is something to do, if nothing happens."""
-        if self._requests or self._fresh or any(p.scan for p in self._places.values()):
+        if (
+            self._requests
+            or self._change
+            or self._fresh
+            or any(p.scan for p in self._places.values())
+        ):
             return 0.0
         times = [self._next_check]
         for place in self._places.values():
@@ -238,6 +291,48 @@ class Watcher(threading.Thread):
             if descriptor is not None:
                 poll.register(descriptor, select.POLLIN)
         poll.poll(math.ceil(seconds * 1000))
+
+    def _make_change(self) -> None:
+        with self._lock:
+            change, self._change = self._change, None
+        if change is None:
+            return
+        places: dict[str, Place] = {}
+        for root in change.roots:
+            old = self._places.get(root.name)
+            same_folder = old is not None and old.root.path == root.path
+            places[root.name] = old if old is not None and same_folder else Place(root)
+        begun = [place for name, place in places.items() if place is not self._places.get(name)]
+        for name, place in self._places.items():
+            if places.get(name) is not place:
+                self._drop(place)
+                self._watches.forget_older(name, next(self._numbers))
+                self._troubles.forget(name)
+                self._settler.leave(name)
+        for root in change.roots:
+            if not places[root.name].root.same(root):
+                self._go_by(places[root.name], root)
+        # in one go, for threads that look at them
+        self._places = places
+        self._turnwise = deque(places.values())
+        self._settler.change(change.settle_seconds, change.settle_max, self._clock())
+        self._intake.change(places, change.settle_seconds)
+        self._rescan_seconds, self._poll_seconds = change.rescan_seconds, change.poll_seconds
+        for place in places.values():
+            often = place.polled or place.limited or place.owes
+            every = self._poll_seconds if often else self._rescan_seconds
+            place.next_scan = min(place.next_scan, self._clock() + every)
+        for place in begun:  # the comparison sets each folder's watch before it lists it
+            self._check(place)
+        change.made.set()
+
+    def _go_by(self, place: Place, root: Root) -> None:
+        """The same folder with other rules, kinds or mode: the comparison finds it all again."""
+        root.rules.inherit(place.root.rules)
+        place.root, place.scan, place.again = root, None, True
+        self._fresh = deque(each for each in self._fresh if each[0] is not place)
+        self._settler.leave(place.name, unless=lambda path: root.rules.verdict(path).taken)
+        self.caught_up.clear()
 
     def _serve_requests(self) -> None:
         with self._lock:

@@ -79,27 +79,55 @@ class DecodePool:
         replace_after: int = 500,
         meter: Meter | None = None,
     ) -> None:
-        self.timeout_s = timeout_s
-        self.cpu_s = cpu_s
-        self.memory_bytes = memory_bytes
-        self.max_body_bytes = max(3 * max_pixels, _MAX_AUDIO_BYTES)
-        self._limits = {
-            "max_pixels": max_pixels,
-            "max_frames": max_frames,
-            "max_duration_s": max_duration_s,
-            "max_file_bytes": max_file_bytes,
-        }
         self._replace_after = replace_after
         self._meter = meter or Meter()
         self._closed = False
         self._changed = threading.Condition()
         self._all: set[DecodeProcess] = set()
         self._idle: list[DecodeProcess] = []
+        self._wanted = processes
+        self.change(
+            timeout_s=timeout_s,
+            cpu_s=cpu_s,
+            max_pixels=max_pixels,
+            max_frames=max_frames,
+            max_duration_s=max_duration_s,
+            max_file_bytes=max_file_bytes,
+            memory_bytes=memory_bytes,
+        )
         try:
             self.grow(processes)
         except BaseException:
             self.close()
             raise
+
+    def change(
+        self,
+        *,
+        timeout_s: float,
+        cpu_s: float,
+        max_pixels: int,
+        max_frames: int,
+        max_duration_s: float,
+        max_file_bytes: int,
+        memory_bytes: int,
+    ) -> None:
+        """Set other limits, for the next file of each process; see the class.
+
+        A process that was started with other limits on its memory or CPU time is replaced before
+        its next file.
+        """
+        with self._changed:
+            self.timeout_s = timeout_s
+            self.cpu_s = cpu_s
+            self.memory_bytes = memory_bytes
+            self.max_body_bytes = max(3 * max_pixels, _MAX_AUDIO_BYTES)
+            self._limits = {
+                "max_pixels": max_pixels,
+                "max_frames": max_frames,
+                "max_duration_s": max_duration_s,
+                "max_file_bytes": max_file_bytes,
+            }
 
     def grow(self, processes: int) -> None:
         """Start processes until there are so many; it never ends one.
@@ -110,9 +138,23 @@ class DecodePool:
         """
         with self._changed:
             self._check_open()
-            while len(self._all) < processes:
+            self._wanted = max(self._wanted, processes)
+            while len(self._all) < self._wanted:
                 self._idle.append(self._start())
                 self._changed.notify()
+
+    def resize(self, processes: int) -> None:
+        """Have so many processes: too many end when they have nothing to do, too few are started.
+
+        Raises:
+            Stopped: the pool is closed.
+            EnvironmentFault: one cannot be started.
+        """
+        with self._changed:
+            self._wanted = processes
+            while self._idle and len(self._all) > processes:
+                self._retire(self._idle.pop())
+        self.grow(processes)
 
     def decode(
         self,
@@ -172,6 +214,8 @@ class DecodePool:
             if not self._idle[-1].alive():  # the kernel was short of memory, perhaps
                 log.warning("an idle decode process %s; it is replaced", self._idle[-1].ended())
                 self._idle[-1] = self._replaced(self._idle[-1], "died")
+            elif self._is_outdated(self._idle[-1]):
+                self._idle[-1] = self._replaced(self._idle[-1], "outdated")
             process = self._idle.pop()
         request = {
             "path": os.fsdecode(path),
@@ -205,6 +249,9 @@ class DecodePool:
                 process.channel.close()
                 return
             process.files += 1
+            if len(self._all) > self._wanted:
+                self._retire(process)
+                return
             if not why_not and process.files >= self._replace_after:
                 why_not = "worn out"
             if why_not:
@@ -214,6 +261,14 @@ class DecodePool:
                     process = self._replaced(process, why_not)
             self._idle.append(process)
             self._changed.notify()
+
+    def _is_outdated(self, process: DecodeProcess) -> bool:
+        return (process.memory_bytes, process.cpu_s) != (self.memory_bytes, self.cpu_s)
+
+    def _retire(self, process: DecodeProcess) -> None:
+        process.kill()
+        process.channel.close()
+        self._all.discard(process)
 
     def _replaced(self, process: DecodeProcess, why: str) -> DecodeProcess:
         process.kill()
@@ -280,6 +335,8 @@ class Decoding:
         self.is_known = False
         self.seconds = 0.0
         self._pool = pool
+        # as they are now: the pool's may be changed while this goes on
+        self._timeout_s, self._max_body_bytes = pool.timeout_s, pool.max_body_bytes
         self._process: DecodeProcess | None = process
         self._on_wait = on_wait
         # If it is gone already, the first wait for an answer finds out and says how.
@@ -337,7 +394,7 @@ class Decoding:
                 case _ if header["class"] == "MemoryError":
                     raise DecoderDied(
                         f"the decode process ran out of its memory limit of "
-                        f"{self._pool.memory_bytes / 1e9:.1f} GB (decode_memory_gb)"
+                        f"{process.memory_bytes / 1e9:.1f} GB (decode_memory_gb)"
                     )
                 case _:
                     self._release()  # the file's error, not the process's
@@ -347,14 +404,14 @@ class Decoding:
         def tick() -> None:
             if self._on_wait:
                 self._on_wait()
-            if time.monotonic() - began > self._pool.timeout_s:
+            if time.monotonic() - began > self._timeout_s:
                 raise TimeoutError
 
         try:
-            header, body = process.channel.receive(self._pool.max_body_bytes, tick)
+            header, body = process.channel.receive(self._max_body_bytes, tick)
             return header, piece_of(header, body) if header["is"] == "piece" else None
         except TimeoutError:
-            reason = f"the decode process took longer than {self._pool.timeout_s:g} s"
+            reason = f"the decode process took longer than {self._timeout_s:g} s"
         except EOFError:
             reason = f"the decode process {process.ended()}"
         except (ValueError, KeyError, TypeError) as error:

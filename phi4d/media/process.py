@@ -28,13 +28,16 @@ class DecodeProcess:
         EnvironmentFault: it cannot be started.
 
     Attributes:
+        memory_bytes: as it was given.
+        cpu_s: as it was given.
         channel: where it is asked and answers.
         files: how many it has decoded.
         ready: it has said that it started.
     """
 
     def __init__(self, memory_bytes: int, cpu_s: float) -> None:
-        self._cpu_s = cpu_s
+        self.memory_bytes = memory_bytes
+        self.cpu_s = cpu_s
         self.files = 0
         self.ready = False
         ours, theirs = socket.socketpair()
@@ -76,7 +79,7 @@ class DecodeProcess:
         except subprocess.TimeoutExpired:
             return "hung up and does not end"
         if status == -signal.SIGXCPU:
-            return f"used more than {self._cpu_s:g} s of CPU time (decode_seconds)"
+            return f"used more than {self.cpu_s:g} s of CPU time (decode_seconds)"
         if status < 0:
             return f"was killed by {signal.Signals(-status).name}"
         return f"ended with status {status}"

@@ -59,6 +59,11 @@ class Asking:
         self._meter = meter
         self._next_measure = 0.0
 
+    def change(self, batch_size: int, max_new_tokens: int) -> None:
+        """From the next call on; what did not fit before is not tried again."""
+        self._ladder.widen(batch_size)
+        self._max_new_tokens = max_new_tokens
+
     def capacity(self) -> Mapping[Kind, int]:
         """How many files of each kind are worth taking at once."""
         return self._ladder.capacity()

@@ -96,6 +96,11 @@ class Endings:
         self._meter = meter
         self._clock = clock
 
+    def change(self, retry_seconds: float, max_attempts: int) -> None:
+        """From the next ending on."""
+        self._retry_seconds = retry_seconds
+        self._max_attempts = max_attempts
+
     @contextmanager
     def faults_of(self, task: Task, phase: str) -> Iterator[None]:
         """What goes wrong with a file ends, puts off or puts back its job, and no other."""
@@ -150,11 +155,14 @@ class Endings:
 
     def can_go_on(self, inbox: str) -> bool:
         """Whether an inbox whose pause is over is worth the model's time again."""
+        rule = self._originals.rules.get(inbox)
+        if rule is None:  # it is no longer configured
+            return False
         missing = self._surroundings.root_fault(inbox)
         try:
             if missing:
                 raise EnvironmentFault(missing)
-            atomic.probe(self._originals.rules[inbox].outbox)
+            atomic.probe(rule.outbox)
         except EnvironmentFault as fault:
             self.pause(inbox, fault)
             return False
@@ -228,7 +236,7 @@ class Endings:
         )
         self._ended(task, result, f"done: {words}", State.DONE, copied=copied)
         if due and is_told:
-            self._originals.settle(task.job, State.DONE, self._beat)
+            self._originals.settle(task.job, State.DONE, task.rule, self._beat)
 
     def give_up(self, task: Task, fault: str, phase: str, reason: str) -> None:
         """Fail a job, with a record beside its sidecars that says why.
@@ -261,7 +269,7 @@ class Endings:
         self._meter.fault(task.job.inbox, fault, failed=True)
         self._ended(task, None, f"failed: {reason}", State.FAILED, fault)
         if due and is_told:
-            self._originals.settle(task.job, State.FAILED, self._beat)
+            self._originals.settle(task.job, State.FAILED, task.rule, self._beat)
 
     def unexpected(self, tasks: Iterable[Task], error: Exception) -> None:
         """A fault of ours: each of these jobs is tried alone, a bounded number of times."""

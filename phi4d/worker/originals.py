@@ -59,12 +59,15 @@ class Originals:
         self._stuck: set[str] = set()
         """inboxes whose files could not be moved in this round of `settle_due`"""
 
-    def settle(self, job: Job, state: State, on_wait: Callable[[], None] = _nobody_waits) -> None:
+    def settle(
+        self, job: Job, state: State, rule: Rule, on_wait: Callable[[], None] = _nobody_waits
+    ) -> None:
         """Do with a job's source file what its inbox wants; if it cannot be done now, later.
 
         Args:
             job: the job.
             state: how it ended.
+            rule: the inbox's, as the job began with it.
             on_wait: called now and then while a large file is copied, by whoever; may raise
                 `Stopped`, and then it is done later.
         """
@@ -72,13 +75,19 @@ class Originals:
             while not self._turn.acquire(timeout=TURN_SECONDS):
                 on_wait()
             try:
-                self._settle(job, state, on_wait)
+                self._settle(job, state, rule, on_wait)
             finally:
                 self._turn.release()
 
     def hurry(self) -> None:
         """There is something due that nobody has tried."""
         self._next = self._clock()
+
+    def forget(self, inbox: str) -> None:
+        """What kept an inbox's files from being moved is out of date: its rule is another now."""
+        self._stuck.discard(inbox)
+        self._faults.pop(inbox, None)
+        self.hurry()
 
     def settle_due(self, on_wait: Callable[[], None] = _nobody_waits) -> None:
         """Try again, now and then, what could not be done, or was due when the daemon ended.
@@ -97,12 +106,13 @@ class Originals:
         try:
             if not self._stuck:
                 self._next = self._clock() + AGAIN_SECONDS
-            inboxes = [name for name in self.rules if name not in self._stuck]
+            rules = dict(self.rules)
+            inboxes = [name for name in rules if name not in self._stuck]
             due = self._store.originals(inboxes, AT_ONCE)
             for job, state in due:
                 if job.inbox not in self._stuck:
                     try:
-                        self._settle(job, state, on_wait)
+                        self._settle(job, state, rules[job.inbox], on_wait)
                     except EnvironmentFault:
                         self._stuck.add(job.inbox)
             if len(due) == AT_ONCE:
@@ -113,8 +123,7 @@ class Originals:
         finally:
             self._turn.release()
 
-    def _settle(self, job: Job, state: State, on_wait: Callable[[], None]) -> None:
-        rule = self.rules[job.inbox]
+    def _settle(self, job: Job, state: State, rule: Rule, on_wait: Callable[[], None]) -> None:
         try:
             if missing := self._root_fault(job.inbox):
                 raise EnvironmentFault(missing)

@@ -123,6 +123,27 @@ class Worker(threading.Thread):
             meter=self._meter,
         )
 
+    def change(
+        self,
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+        sampling: Sampling,
+        max_attempts: int,
+        retry_seconds: float,
+        reuse: bool,
+        ahead: int,
+    ) -> None:
+        """Work by other numbers from now on; a job that was begun keeps how it is sampled.
+
+        Any thread may call.
+        """
+        self._asking.change(batch_size, max_new_tokens)
+        self._endings.change(retry_seconds, max_attempts)
+        self._sampling = sampling
+        self._reuse = reuse
+        self._ahead = ahead
+
     def wake(self) -> None:
         """There may be work."""
         self._wake.set()
@@ -173,7 +194,8 @@ class Worker(threading.Thread):
         try:
             self._originals.settle_due(self.beat)
             paused = self._pauses.paused(self._clock())
-            inboxes = [name for name in self._rules if name not in paused]
+            rules = dict(self._rules)  # these jobs keep them, whatever the configuration becomes
+            inboxes = [name for name in rules if name not in paused]
             for inbox in inboxes:  # one for which nothing is to be done works again, too
                 if self._pauses.on_trial(inbox) and not self._store.busy([inbox]):
                     self._endings.try_again(inbox)
@@ -195,17 +217,17 @@ class Worker(threading.Thread):
         for job in claimed:
             if job.attempts == 1 and not job.waits:  # else it waited for something else as well
                 self._meter.spent(Phase.QUEUE, job.kind, time.time() - job.queued)
-        tasks = [self._task(job) for job in claimed]
+        tasks = [self._task(job, rules[job.inbox]) for job in claimed]
         return [
             task
             for task in tasks
             if not self._endings.done_before(task) and not self._endings.too_often(task)
         ]
 
-    def _task(self, job: Job) -> Task:
+    def _task(self, job: Job, rule: Rule) -> Task:
         job_log = logs.for_job(log, job, self._engine.device)
-        task = Task(job, self._rules[job.inbox], job_log, self._clock(), self._sampling)
-        task.question = question(job.kind, self._engine.model, task.prompt, self._sampling)
+        task = Task(job, rule, job_log, self._clock(), self._sampling)
+        task.question = question(job.kind, self._engine.model, task.prompt, task.sampling)
         return task
 
     def _work(self, tasks: list[Task]) -> None:

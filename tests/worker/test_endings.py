@@ -568,10 +568,10 @@ class TestOriginals:
         found = Originals(
             desk.store, {"in": rule}, root_fault=lambda _: faults[0] if faults else None
         )
-        found.settle(job, State.DONE)
+        found.settle(job, State.DONE, rule)
         assert desk.store.originals(["in"]) == [(job, State.DONE)]
         faults.clear()
-        found.settle(job, State.DONE)
+        found.settle(job, State.DONE, rule)
         assert desk.store.originals(["in"]) == []
         assert not (desk.inbox / "a.png").exists()
 
@@ -625,7 +625,7 @@ class TestOriginals:
             raise Stopped("the daemon is stopping")
 
         found = Originals(desk.store, {"in": rule})
-        found.settle(job, State.DONE, beat)
+        found.settle(job, State.DONE, rule, beat)
         assert path.exists()
         assert os.listdir(done) == []
         assert desk.store.originals(["in"]) == [(job, State.DONE)]
