@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from phi4d import control, signals, status
 from phi4d.config import Config, Inbox
 from phi4d.desk.desk import Desk
-from phi4d.engine import Engine
+from phi4d.engine import Engine, resident
 from phi4d.errors import (
     EXIT_DEVICE,
     EXIT_FAILURE,
@@ -333,7 +333,9 @@ class Daemon:
         self._notices.flush(self._store.notice)
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
-            notify("STATUS=" + status.line(self._store.counts(), list(self._pauses.reasons())))
+            models = [words for engine in self._engines if (words := resident.words(engine))]
+            counts = self._store.counts()
+            notify("STATUS=" + status.line(counts, list(self._pauses.reasons()), models))
         if once and self._watcher.caught_up.is_set():
             return self._leave(self._watcher, now)
         return None

@@ -6,6 +6,7 @@ many files are read, in the service manager's status and, where it takes long, i
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import threading
@@ -20,6 +21,7 @@ from phi4d.config import Config
 from phi4d.engine import Engine, checkpoint, devices, hub
 from phi4d.engine.placement import wants_gpus
 from phi4d.engine.plan import Slot, Wishes, plan
+from phi4d.engine.resident import Resident
 from phi4d.errors import EnvironmentFault, Stopped
 from phi4d.notify import notify
 from phi4d.signals import STOP_SIGNALS
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2  # how often a signal to stop is looked for while loading
 BUSY_SECONDS = 30.0  # how often it is looked whether a full device has room
+KEPT_BYTES = 1_000_000_000
+"""that the context of a GPU may have grown by since the plan was made: kernels that were loaded and
+their workspaces stay when the weights go"""
 QUIET_SECONDS = 5.0  # files that follow each other faster are not told one by one in the log
 
 Load = Callable[[Slot, Callable[[int, int], None]], Engine]
@@ -59,9 +64,11 @@ def make_engines(config: Config) -> Iterator[Engine]:
 
     from phi4d.engine.phi4 import Phi4Engine
 
-    def load(slot: Slot, progress: Callable[[int, int], None]) -> Engine:
+    def load_from(
+        model: Path | checkpoint.Checkpoint, slot: Slot, progress: Callable[[int, int], None]
+    ) -> Engine:
         return Phi4Engine.load(
-            found,
+            model,
             slot,
             name=name,
             user_prompt=config.user_prompt,
@@ -70,7 +77,45 @@ def make_engines(config: Config) -> Iterator[Engine]:
             progress=progress,
         )
 
-    yield from side_by_side(slots, load, name)
+    engines = side_by_side(slots, functools.partial(load_from, found), name)
+    if config.on_idle == "keep":
+        yield from engines
+        return
+    for slot, engine in zip(slots, engines, strict=True):
+        yield Resident(
+            engine,
+            functools.partial(load_again, slot, functools.partial(load_from, folder)),
+            idle_seconds=config.idle_unload_seconds,
+        )
+
+
+def load_again(slot: Slot, load: Load, progress: Callable[[int, int], None]) -> Engine:
+    """Load an engine that was unloaded, as it was before: as precise, or answers would change.
+
+    Args:
+        slot: how it was loaded.
+        load: as for `side_by_side`.
+        progress: told the files that are read, and all; what it raises ends the loading.
+
+    Raises:
+        EnvironmentFault: other programs have the memory.
+        ConfigError, DeviceError: as `load` raises them.
+    """
+    progress(0, 0)
+    main = devices.cpu()
+    found = [main] if slot.device == main.name else devices.probe()
+    free = {device.name: device.free_bytes for device in (*found, main)}
+    wanted = {slot.device: slot.needs_bytes + slot.room_bytes}
+    if slot.main_bytes:
+        wanted[main.name] = slot.main_bytes
+    for device, size in wanted.items():
+        if free.get(device, 0) + KEPT_BYTES < size:
+            raise EnvironmentFault(
+                f"{device}: {free.get(device, 0) / 1e9:.1f} GB are free, and the model as it was "
+                f"loaded before ({slot.dtype}) wants {size / 1e9:.1f}: free some of it"
+                + ("" if device == main.name else " (nvidia-smi shows who has it)")
+            )
+    return load(slot, progress)
 
 
 def make_engines_when_free(config: Config) -> Iterator[Engine]:
@@ -199,8 +244,11 @@ class _Progress:
         def listen(done: int, of: int) -> None:
             if self.cancelled.is_set():
                 raise Stopped("loading was given up")
+            now_read = f"{done}/{of} shards on {slot.device}"
             with self._lock:
-                self._files[number] = f"{done}/{of} shards on {slot.device}"
+                if self._files.get(number) == now_read:
+                    return  # asked before each tensor, only to be told of a stop
+                self._files[number] = now_read
                 words = "loading " + ", ".join(self._files[key] for key in sorted(self._files))
                 now = time.monotonic()
                 aloud = now - self._told >= QUIET_SECONDS

@@ -22,14 +22,26 @@ def totals(counts: Mapping[str, Mapping[State, int]]) -> dict[State, int]:
     return {state: sum(of_inbox.get(state, 0) for of_inbox in counts.values()) for state in State}
 
 
-def line(counts: Mapping[str, Mapping[State, int]], paused: Sequence[str] = ()) -> str:
-    """One line, such as ``3 running, 128 waiting, 2 failed``, as systemd shows it."""
+def line(
+    counts: Mapping[str, Mapping[State, int]],
+    paused: Sequence[str] = (),
+    models: Sequence[str] = (),
+) -> str:
+    """One line, such as ``3 running, 128 waiting, 2 failed``, as systemd shows it.
+
+    Args:
+        counts: jobs by inbox and state.
+        paused: inboxes that wait.
+        models: what there is to say of models that are not loaded.
+    """
     total = totals(counts)
     words = (
         f"{total[State.RUNNING]} running, {total[State.QUEUED]} waiting, "
         f"{total[State.FAILED]} failed"
     )
-    return f"{words}; paused: {', '.join(paused)}" if paused else words
+    if paused:
+        words += f"; paused: {', '.join(paused)}"
+    return "; ".join([words, *models])
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from phi4d import demo, loading
 from phi4d.config import Config
 from phi4d.engine.fake import FakeEngine
-from phi4d.engine.plan import Slot, Wishes
+from phi4d.engine.plan import Device, Slot, Wishes
+from phi4d.engine.resident import Resident
 from phi4d.errors import ConfigError, DeviceError, EnvironmentFault, Stopped
+from phi4d.job import Kind, Request
 
 CPU, GPU = Slot("cpu", why="float32: 1 of 2 GB"), Slot("cuda:0", "bfloat16", why="merged")
 
@@ -223,3 +229,79 @@ def test_a_model_that_is_missing_is_told_before_torch_is_imported(
     monkeypatch.setattr("phi4d.engine.devices.probe", None)
     with pytest.raises(ConfigError, match="no such folder"):
         next(loading.make_engines(Config(model_path=str(tmp_path / "none"), device="cuda")))
+
+
+class TestUnloading:
+    @pytest.fixture
+    def _room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cpu = Device("cpu", product="", total_bytes=10**11, free_bytes=10**11)
+        monkeypatch.setattr("phi4d.engine.devices.cpu", lambda: cpu)
+        gpu = Device("cuda:0", product="", total_bytes=2 * 10**10, free_bytes=10**10)
+        monkeypatch.setattr("phi4d.engine.devices.probe", lambda: [gpu])
+
+    @pytest.mark.usefixtures("_room")
+    @pytest.mark.parametrize(
+        ("slot", "fault"),
+        [
+            (Slot("cuda:0", needs_bytes=9 * 10**9, room_bytes=2 * 10**9), ""),
+            (Slot("cuda:0", "float16", needs_bytes=9 * 10**9, room_bytes=3 * 10**9), "cuda:0: 10."),
+            (Slot("cuda:0", offload_bytes=1, main_bytes=2 * 10**11), "cpu: 100.0 GB are free"),
+            (Slot("cuda:1", needs_bytes=2 * 10**9), "cuda:1: 0.0 GB are free"),
+            (Slot("cpu", needs_bytes=10**11), ""),
+        ],
+    )
+    def test_it_is_loaded_again_as_it_was_or_not_at_all(self, slot: Slot, fault: str) -> None:
+        engine = FakeEngine()
+        slots = []
+
+        def load(slot: Slot, progress: Callable[[int, int], None]) -> FakeEngine:
+            slots.append(slot)
+            return engine
+
+        if fault:
+            with pytest.raises(EnvironmentFault, match=f"^{fault}"):
+                loading.load_again(slot, load, lambda done, of: None)
+            assert slots == []
+        else:
+            assert loading.load_again(slot, load, lambda done, of: None) is engine
+            assert slots == [slot]
+
+    def test_the_weights_go_with_the_idle_engine_and_its_answers_are_the_same_afterwards(
+        self,
+    ) -> None:
+        # given a model of which two slots share the files
+        config = Config(
+            model_path="demo", device="cpu,cpu", on_idle="unload", idle_unload_seconds=0.001
+        )
+        first, second = loading.make_engines(config)
+        assert isinstance(first, Resident)
+        assert isinstance(second, Resident)
+        media = np.zeros((448, 448, 3), np.uint8)
+        request = Request(Kind.IMAGE, "Describe the image.", media, max_new_tokens=8)
+        before = first.generate([request])
+        tensors = [
+            weakref.ref(each)
+            for each in gc.get_objects()
+            if issubclass(type(each), torch.Tensor) and each.numel() > 1000
+        ]
+        assert len(tensors) > 100
+        # when nothing is to do
+        while not first.rest():
+            pass
+        while not second.rest():
+            pass
+        # then nothing holds a weight
+        alive = [tensor for ref in tensors if (tensor := ref()) is not None]
+        assert [tuple(tensor.shape) for tensor in alive] == []
+        # and the next request is answered as the one before
+        beats = []
+        assert first.generate([request], on_step=lambda: beats.append(1)) == before
+        assert len(beats) > 100  # at least one for each tensor that is read
+        assert not second.is_loaded
+        first.close()
+        second.close()
+
+    def test_who_keeps_it_has_the_engines_bare(self) -> None:
+        (engine,) = loading.make_engines(Config(model_path="demo", device="cpu"))
+        assert not isinstance(engine, Resident)
+        engine.close()

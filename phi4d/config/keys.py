@@ -190,6 +190,10 @@ class Config(_Model):
     """above 1, tokens of the prompt and of the answer so far become less likely"""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """of the drawing: the same file with the same seed has the same answer"""
+    on_idle: Literal["keep", "unload"] = "keep"
+    """when there is no work: keep the model loaded, or unload it and load it for the next file"""
+    idle_unload_seconds: Seconds = 600.0
+    """so long there must be no work before on_idle = "unload" gives the devices' memory back"""
 
     # the questions
     image_prompt: Text = "Describe the image."

@@ -5,6 +5,7 @@ All else stays the bug that it is.
 
 from __future__ import annotations
 
+import ctypes
 import re
 import traceback
 from collections.abc import Iterator
@@ -81,6 +82,15 @@ def give_back(device: str) -> None:
     if device.startswith("cuda"):
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
+
+
+def trim() -> None:
+    """Hand freed main memory back to the kernel; glibc keeps what lies between pieces in use.
+
+    Quantizing on the CPU left 0.6 GB so.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kind(error: Exception) -> str | None:

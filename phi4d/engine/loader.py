@@ -7,9 +7,7 @@ merged adapters are one loop; several devices load side by side. It answers noth
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +21,7 @@ from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausal
 from phi4d.engine.adapters import Adapted, Switch, merged
 from phi4d.engine.checkpoint import LINEAR, Checkpoint, read_json
 from phi4d.engine.corrections import correct
-from phi4d.engine.faults import device_faults
+from phi4d.engine.faults import device_faults, trim
 from phi4d.engine.half import widen
 from phi4d.engine.plan import Slot
 from phi4d.engine.quantize import quantized
@@ -81,8 +79,8 @@ def load(checkpoint: Checkpoint, slot: Slot, progress: Progress | None = None) -
     Args:
         checkpoint: from `phi4d.engine.checkpoint.read`.
         slot: the device and how to load there.
-        progress: called in this thread before the first file and after each; what it raises ends
-            the loading.
+        progress: called in this thread with the files that are read, and all, before each tensor
+            and at the end; what it raises ends the loading.
 
     Raises:
         ConfigError: the tensors do not fit the configuration; found before any is read.
@@ -131,13 +129,13 @@ class _Filling:
         """Fill the skeleton; once."""
         model, twin = self._model, self._twin
         count = len(self._checkpoint.files)
-        self._progress(0, count)
         by_file = groupby(self._checkpoint.tensors.items(), lambda item: item[1].file)
         for done, (_, tensors) in enumerate(by_file, 1):
             for name, _ in tensors:
+                self._progress(done - 1, count)
                 self._place(name)
             self._reader.release()
-            self._progress(done, count)
+        self._progress(count, count)
         switch = Switch()
         for module, parts in self._low_rank.items():
             low_rank = {adapter: (ab["A"], ab["B"]) for adapter, ab in parts.items()}
@@ -153,7 +151,7 @@ class _Filling:
                 widen(each)
         if self._slot.offload_bytes:
             _offload(model, self._slot)
-        _give_back()
+        trim()
         return {"vision": model, "speech": twin}, switch
 
     def _place(self, name: str) -> None:
@@ -236,15 +234,6 @@ class _Reader:
         """Let go of what was only looked at."""
         self._passing.clear()
         self._passed = 0
-
-
-def _give_back() -> None:
-    """Hand freed memory back to the kernel; glibc keeps what lies between pieces in use.
-
-    Quantizing on the CPU left 0.6 GB so.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _twin(model: Phi4MultimodalForCausalLM) -> Phi4MultimodalForCausalLM:

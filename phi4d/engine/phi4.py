@@ -27,7 +27,7 @@ from phi4d.engine import devices
 from phi4d.engine.checkpoint import Checkpoint, read
 from phi4d.engine.decoding import decode
 from phi4d.engine.embedding import Clip, Prompt, embed
-from phi4d.engine.faults import give_back
+from phi4d.engine.faults import give_back, trim
 from phi4d.engine.loader import Loaded, Progress, load
 from phi4d.engine.plan import Slot
 from phi4d.engine.requests import check_requests
@@ -170,6 +170,7 @@ class Phi4Engine:
             self._loaded = None
         gc.collect()  # modules refer to each other in circles
         give_back(self._device)
+        trim()
 
     def _prompt(self, loaded: Loaded, place: int, request: Request) -> Prompt:
         media: Tiles | Clip

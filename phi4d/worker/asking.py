@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from phi4d.engine import Engine
+from phi4d.engine.resident import Resident
 from phi4d.errors import DeviceError, DeviceLost, Stopped
 from phi4d.job import Kind, Piece
 from phi4d.ladder import Ladder, Rung, reduction, size, words
@@ -94,8 +95,12 @@ class Asking:
         Raises:
             Stopped: between two calls, because the worker is to stop.
             DeviceLost: the jobs of the call are back in the queue, or given up.
+            EnvironmentFault: the model was unloaded, and cannot be loaded again now.
         """
         waiting = [(task, piece) for task, piece in ready if not task.ended]
+        if waiting and isinstance(self._engine, Resident):
+            # here, and not within a call: what is wrong with loading is no fault of its files
+            self._engine.wake(self._beat_unless_stopping)
         while waiting:
             kind = waiting[0][0].job.kind
             rung = self._ladder.rung(kind)
@@ -112,6 +117,11 @@ class Asking:
             waiting = [(task, piece) for task, piece in waiting if not task.ended]
             if waiting and self._stopping.is_set():
                 raise Stopped("the daemon is stopping")
+
+    def _beat_unless_stopping(self) -> None:
+        self._beat()
+        if self._stopping.is_set():
+            raise Stopped("the daemon is stopping")
 
     def _ask(self, call: Sequence[tuple[Task, Piece]], rung: Rung) -> str:
         """One call of the engine, its answers taken.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 
 from phi4d import log as logs
 from phi4d.engine import Engine
+from phi4d.engine.resident import Resident
 from phi4d.errors import DeviceLost, EnvironmentFault, Phi4dError, Stopped
 from phi4d.job import GREEDY, Job, Kind, Piece, Result, Sampling, display_name, question
 from phi4d.media.pool import DecodePool, Decoding
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 LOOK_AHEAD = 256  # waiting jobs that the scheduler sees at once
 IDLE_SECONDS = 1.0
+BUSY_SECONDS = 30.0  # how often a model that was unloaded is tried again if it cannot be loaded
 _ANYWHERE = Surroundings()
 
 
@@ -91,6 +93,8 @@ class Worker(threading.Thread):
         self._ahead = ahead
         self._meter = meter or Meter()
         self._clock = clock
+        self._next_call = clock()
+        """before that nothing is taken: other programs have the memory that the model wants"""
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._aborting = threading.Event()
@@ -181,6 +185,8 @@ class Worker(threading.Thread):
                 if tasks := self._take():
                     self._work(tasks)
                 else:
+                    if isinstance(self._engine, Resident):
+                        self._engine.rest()
                     self._wake.wait(IDLE_SECONDS)
         except BaseException as error:
             self.error = error
@@ -193,6 +199,8 @@ class Worker(threading.Thread):
         """Claim what comes next; empty when there is nothing to do."""
         try:
             self._originals.settle_due(self.beat)
+            if self._clock() < self._next_call:
+                return []
             paused = self._pauses.paused(self._clock())
             rules = dict(self._rules)  # these jobs keep them, whatever the configuration becomes
             inboxes = [name for name in rules if name not in paused]
@@ -247,6 +255,9 @@ class Worker(threading.Thread):
                 self._asking.answer(ready, self._finish_if_ready)
         except Stopped:
             self._endings.put_back(tasks, count=False)
+        except EnvironmentFault:  # the model cannot be loaded again now; that was said
+            self._endings.put_back(tasks, count=False)
+            self._next_call = self._clock() + BUSY_SECONDS
         except DeviceLost:
             self._endings.put_back(tasks, count=False)
             raise

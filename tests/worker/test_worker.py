@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 from deskkit import WAIT_SECONDS, Desk
+from kit import Clock
 
 from phi4d import demo
+from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
+from phi4d.engine.resident import Resident
 from phi4d.errors import DecoderDied, DeviceError, DeviceLost, EnvironmentFault
 from phi4d.job import Arrival, Completion, Fingerprint, Job, Kind, Request, Sampling
 from phi4d.ladder import size
@@ -739,3 +742,106 @@ class TestStop:
         beat = threading.Event()
         worker._clock = lambda: (beat.set(), seen + 1)[1]  # type: ignore[func-returns-value]
         assert beat.wait(WAIT_SECONDS)
+
+
+class TestIdle:
+    """A model that is unloaded while there is no work."""
+
+    @pytest.fixture
+    def loads(self) -> list[FakeEngine | Exception]:
+        """What loading gives, one after the other."""
+        return []
+
+    @pytest.fixture
+    def engine(self, loads: list[FakeEngine | Exception], clock: Clock) -> Resident:
+        def reload(progress: Callable[[int, int], None]) -> Engine:
+            progress(0, 1)
+            made = loads.pop(0)
+            if isinstance(made, Exception):
+                raise made
+            return made
+
+        return Resident(FakeEngine(), reload, idle_seconds=60, clock=clock)
+
+    def test_a_worker_without_work_unloads_it_and_the_next_file_has_it_loaded_again(
+        self,
+        desk: Desk,
+        make_picture: Callable[..., Path],
+        engine: Resident,
+        loads: list[FakeEngine | Exception],
+        clock: Clock,
+    ) -> None:
+        desk.add(make_picture(desk.inbox / "a.png"))
+        worker = desk.start(engine)
+        desk.wait_for(1)
+        # when it has nothing to do for long
+        clock.advance(60)
+        loads.append(FakeEngine())
+        while engine.is_loaded:
+            worker.wake()
+        desk.add(make_picture(desk.inbox / "b.png"))
+        # then
+        desk.wait_for(2)
+        assert engine.is_loaded
+        assert desk.counts() == {"done": 2}
+
+    def test_while_others_have_the_memory_files_wait_and_nothing_counts_against_them(
+        self,
+        desk: Desk,
+        make_picture: Callable[..., Path],
+        engine: Resident,
+        loads: list[FakeEngine | Exception],
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("phi4d.worker.thread.BUSY_SECONDS", 0.0)
+        clock.advance(60)
+        assert engine.rest()
+        loads += [EnvironmentFault("cuda:0: full")] * 9 + [FakeEngine()]
+        desk.add(make_picture(desk.inbox / "a.png"))
+        desk.start(engine, max_attempts=2)
+        ((job, result, _),) = desk.wait_for(1)
+        assert result is not None
+        assert job.attempts == 1
+        assert loads == []
+
+    def test_a_slot_that_cannot_load_leaves_the_files_to_others(
+        self,
+        desk: Desk,
+        make_picture: Callable[..., Path],
+        engine: Resident,
+        loads: list[FakeEngine | Exception],
+        clock: Clock,
+    ) -> None:
+        clock.advance(60)
+        assert engine.rest()
+        loads += [EnvironmentFault("full")] * 2
+        refused, _ = desk.start_all([engine, FakeEngine(device="cuda:1")])
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(20)))
+        results = desk.results(20)
+        assert {result.device for result in results.values()} == {"cuda:1"}
+        assert refused.is_alive()
+
+    def test_a_stop_while_it_is_loaded_puts_the_file_back(
+        self, desk: Desk, make_picture: Callable[..., Path], clock: Clock
+    ) -> None:
+        loading = threading.Event()
+
+        def reload(progress: Callable[[int, int], None]) -> Engine:
+            while True:
+                progress(0, 1)
+                loading.set()
+
+        engine = Resident(FakeEngine(), reload, idle_seconds=60, clock=clock)
+        clock.advance(60)
+        assert engine.rest()
+        desk.add(make_picture(desk.inbox / "a.png"))
+        worker = desk.start(engine)
+        assert loading.wait(WAIT_SECONDS)
+        worker.stop()
+        worker.join(WAIT_SECONDS)
+        assert not worker.is_alive()
+        assert desk.counts() == {"queued": 1}
+        (job,) = desk.store.waiting(1, ["in"])
+        assert job.attempts == 0
+        assert engine.state == "unloaded (idle)"
