@@ -14,6 +14,7 @@ from phi4d import events
 from phi4d.engine import Engine
 from phi4d.errors import ConfigError, DeviceError, DeviceLost, EnvironmentFault
 from phi4d.job import Completion, Request
+from phi4d.meter import Memory
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Resident:
         self._clock = clock
         self._model, self._device = engine.model, engine.device
         self._max_crops = engine.max_crops
+        self._memory = engine.memory
         self._used = clock()
         self._refused = ""
         self._closed = False
@@ -129,6 +131,7 @@ class Resident:
         except BaseException:
             self.state = before
             raise
+        self._memory = engine.memory
         self._refused = ""
         self._used = self._clock()
         self.state = "loaded"
@@ -175,6 +178,10 @@ class Resident:
             return engine.generate(requests, on_step=on_step)
         finally:
             self._used = self._clock()
+
+    def memory(self) -> Memory | None:
+        """What the device's memory holds, unloaded or not; see `phi4d.engine.Engine.memory`."""
+        return self._memory()
 
     def close(self) -> None:
         """Give the device's memory back for good. Idempotent."""

@@ -14,8 +14,10 @@ from phi4d.engine.fake import FakeEngine
 from phi4d.engine.resident import Resident, words
 from phi4d.errors import ConfigError, DeviceError, DeviceLost, EnvironmentFault, Stopped
 from phi4d.job import Kind, Request
+from phi4d.meter import Memory
 
 REQUEST = Request(Kind.IMAGE, "Describe.", np.zeros((4, 4, 3), np.uint8))
+HOLDS = Memory(3, 2, 1)
 
 
 class Loads:
@@ -30,7 +32,7 @@ class Loads:
         if self.fails:
             raise self.fails.pop(0)
         progress(2, 2)
-        self.made.append(FakeEngine("phi", "cuda:0", max_crops=7))
+        self.made.append(FakeEngine("phi", "cuda:0", max_crops=7, holds=HOLDS))
         return self.made[-1]
 
 
@@ -41,7 +43,7 @@ def loads() -> Loads:
 
 @pytest.fixture
 def first() -> FakeEngine:
-    return FakeEngine("phi", "cuda:0", max_crops=7)
+    return FakeEngine("phi", "cuda:0", max_crops=7, holds=HOLDS)
 
 
 @pytest.fixture
@@ -85,6 +87,7 @@ def test_it_is_unloaded_after_so_long_without_a_request_and_not_before(
 def test_what_it_is_called_stays_known(engine: Resident, clock: Clock) -> None:
     unload(engine, clock)
     assert (engine.model, engine.device, engine.max_crops) == ("phi", "cuda:0", 7)
+    assert engine.memory() == HOLDS
 
 
 def test_the_next_request_has_it_loaded_again_with_signs_of_life(
