@@ -63,6 +63,7 @@ class TestHelp:
             "demo",
             "doctor",
             "model",
+            "config",
         ):
             assert command in done.stdout
 

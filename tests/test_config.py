@@ -82,6 +82,8 @@ class TestSources:
         text = values.get(annotation, "/some/text")
         if get_origin(annotation) is Literal:
             text = get_args(annotation)[-1]
+        if key == "device":
+            text = "cuda:0, cpu"
         if key == "inbox":
             text = '[{"path": "/in", "outbox": "/out"}]'
         settled = load(tmp_path, None, {f"PHI4_{key.upper()}": text})
@@ -288,7 +290,8 @@ class TestFaults:
             f"{file}:2: batchsize: unknown key; did you mean batch_size?",
             f'{file}:3: max_attempts: found "8"; expected a whole number from 1 to 100',
             f"{file}:4: max_new_tokens: found 0; expected a whole number of tokens from 1 to 4096",
-            f'{file}:5: device: found ""; expected some text',
+            f'{file}:5: device: found ""; expected "auto", "cuda", "cpu", or a list such as '
+            '"cuda:0,cuda:1" or "cpu,cpu"',
             f'{file}:6: force_cpu: found "yes"; expected true or false',
             f"{file}:7: cache_dir: found 3; expected the path of a folder",
             f'{file}:10: inbox[0].outbox: found 5; expected the path of a folder, or "beside"',

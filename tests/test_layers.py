@@ -232,6 +232,17 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
     assert loaded_by(*arguments) & (HEAVY | {"inotify_simple", "httpx"}) == set()
 
 
+@pytest.mark.parametrize("command", [["check"], ["show"], ["default"], ["explain", "device"]])
+def test_what_asks_the_configuration_loads_nothing_heavy(tmp_path: Path, command: list[str]):
+    file = tmp_path / "phi4d.toml"
+    file.write_text('[[inbox]]\npath = "in"\noutbox = "out"\ninclude = ["*.jpg"]\n')
+    with_file = [] if command == ["default"] else ["--config", str(file)]
+
+    loaded = loaded_by("config", *command, *with_file)
+
+    assert loaded & (HEAVY | {"inotify_simple", "httpx", "sqlite3"}) == set()
+
+
 @pytest.mark.parametrize(
     "arguments", [["status"], ["regenerate", "--stale"], ["explain", "in/a.jpg"]]
 )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import json
 import re
 import signal
@@ -18,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from phi4d import cli, daemon, demo, errors
 from phi4d.config import Config, Inbox, load
+from phi4d.config.words import meanings
 from phi4d.engine import hub
 from phi4d.engine.plan import PUBLISHED, Device, Wishes, plan
 from phi4d.engine.rungs import PACKAGES
@@ -37,21 +36,6 @@ def section(title: str) -> str:
     )
     assert found, f"no heading {title!r}"
     return found[2]
-
-
-def meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Each field's docstring, the string that stands below it."""
-    (body,) = ast.parse(inspect.getsource(model)).body
-    assert isinstance(body, ast.ClassDef)
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in zip(body.body, body.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }
 
 
 def default(model: type[BaseModel], name: str) -> str:
@@ -121,10 +105,14 @@ def test_the_command_that_downloads_the_model_is_the_one_that_the_loader_names()
 
 def test_every_command_and_option_exists():
     commands = dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
-    group = commands.pop("model").commands
-    commands |= {f"model {name}": command for name, command in group.items()}
-    words = "|".join(sorted({name.partition(" ")[0] for name in commands} - {"model"}))
-    lines = re.findall(rf"(?:^|[ `/])phi4d ((?:{words}|model [a-z]+)\b)([^`\n]*)", README)
+    groups = [name for name, command in commands.items() if hasattr(command, "commands")]
+    for group in groups:
+        for name, command in commands.pop(group).commands.items():
+            commands[f"{group} {name}"] = command
+    words = "|".join(
+        [name for name in commands if " " not in name] + [f"{group} [a-z]+" for group in groups]
+    )
+    lines = re.findall(rf"(?:^|[ `/\n])phi4d ((?:{words})\b)([^`\n]*)", README)
     assert {name for name, _ in lines} == set(commands)
     for name, rest in lines:
         options = {option for parameter in commands[name].params for option in parameter.opts}

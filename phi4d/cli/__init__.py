@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import phi4d
-from phi4d.cli import looking, model, ordering, serving
+from phi4d.cli import configuration, looking, model, ordering, serving
 from phi4d.cli.options import HELP
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(model.app, name="model")
+app.add_typer(configuration.app, name="config")
 
 
 def main() -> None:

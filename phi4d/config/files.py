@@ -46,6 +46,8 @@ class Source:
     """whether nothing of it is missing because it could not be read"""
     variables: dict[str, str] = field(default_factory=dict)
     """names of the variables that set keys"""
+    conf_d: Path | None = None
+    """the folder of further files that it stands beside or in"""
 
     def origin(self, path: KeyPath) -> Origin:
         """Where in this source a value stands."""
@@ -54,6 +56,17 @@ class Source:
         if self.kind == "command line":
             return Origin("command line")
         return Origin("file", self.name, self.places.line(path))
+
+    def summary(self) -> str:
+        """What it sets, in a few words."""
+        boxes = self.values.get("inbox")
+        count = len(boxes) if isinstance(boxes, list | tuple) else 0
+        keys = [key for key in self.values if key != "inbox"]
+        if self.kind != "file":
+            return ", ".join(self.variables.get(key, key) for key in self.values)
+        told = [_counted(len(keys), "key")] if keys else []
+        told += [f"{count} inbox{'es' if count != 1 else ''}"] if count else []
+        return ", ".join(told) or "nothing"
 
     def wrong(self, path: KeyPath, said: str, line: int = 0) -> None:
         """Note a fault."""
@@ -70,10 +83,10 @@ def group(main: Path, *, named: bool = False, others: bool = False) -> list[Sour
         others: whether it may be somebody else's, as with another user's HOME: one that may not be
             looked at then counts as none.
     """
+    folder = main.parent / DROPIN_FOLDER
     sources = []
     if named or _is_there(main, others):
         sources.append(toml(main))
-    folder = main.parent / DROPIN_FOLDER
     if not _is_there(folder, others):
         return sources
     try:
@@ -85,7 +98,10 @@ def group(main: Path, *, named: bool = False, others: bool = False) -> list[Sour
         else:
             broken.wrong((), f"cannot be listed: {_reason(error)}")
         return [*sources, broken]
-    return sources + [toml(folder / name, plain=True) for name in entries if is_dropin(name)]
+    sources += [toml(folder / name, plain=True) for name in entries if is_dropin(name)]
+    for source in sources:
+        source.conf_d = folder
+    return sources
 
 
 def is_dropin(name: str) -> bool:
@@ -358,6 +374,10 @@ def _single_table(source: Source) -> None:
 def _line(text: str, number: int) -> str:
     lines = text.split("\n")
     return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _lowered(said: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,21 @@ def _not_empty(value: str) -> str:
     return value
 
 
+def _to_devices(value: str) -> str:
+    names = [name.strip().lower() for name in value.split(",")]
+    if names not in (["auto"], ["cuda"]):
+        for name in names:
+            if not re.fullmatch(r"cpu|cuda:\d{1,4}", name):
+                raise ValueError(
+                    'expected "auto", "cuda", "cpu", or a list such as "cuda:0,cuda:1" or "cpu,cpu"'
+                )
+    return value
+
+
 Folder = Annotated[Path, BeforeValidator(_to_path)]
 Outbox = Annotated[Path, BeforeValidator(_to_outbox)]
 Text = Annotated[str, AfterValidator(_not_empty)]
+Devices = Annotated[str, AfterValidator(_to_devices)]
 Pattern = Annotated[str, AfterValidator(_to_pattern)]
 Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
@@ -162,7 +175,7 @@ class Config(_Model):
     """branch, tag or commit of a model on the hub"""
     cache_dir: Annotated[Folder, Field(default_factory=_cache_dir)]
     """where `phi4d model pull` puts models; the hub library's own cache is looked in as well"""
-    device: Text = "auto"
+    device: Devices = "auto"
     """auto, cpu, cuda, or a list with one worker each: "cuda:0,cuda:2", "cpu,cpu" """
     force_cpu: bool = False
     """use the CPU even if there are GPUs"""

@@ -63,7 +63,7 @@ class Fault:
         if self.origin.kind == "environment":
             parts = ["environment", self.origin.name, key if len(self.key) > 1 else ""]
         else:
-            parts = [str(self.origin), key]
+            parts = ["" if self.origin.kind == "default" else str(self.origin), key]
         return ": ".join([*(part for part in parts if part), self.words])
 
 

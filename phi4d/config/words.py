@@ -126,6 +126,7 @@ _CHECKED: dict[Callable[..., Any], str] = {
     keys._to_path: "the path of a folder",
     keys._to_outbox: f'the path of a folder, or "{keys.BESIDE}"',
     keys._not_empty: "some text",
+    keys._to_devices: '"auto", "cuda", "cpu", or a list such as "cuda:0,cuda:1" or "cpu,cpu"',
     keys._to_pattern: "a pattern as in .gitignore",
 }
 
@@ -159,11 +160,15 @@ def _scalar(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | Path):
-        text = json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-        return text.encode("utf-8", "backslashreplace").decode()  # a path need not be UTF-8
+        return printable(json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f"))
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
     return "null" if value is None else str(value)
+
+
+def printable(text: str) -> str:
+    """A text that any stream takes: a path, or a variable, need not be UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _toml_key(key: object) -> str:
