@@ -27,7 +27,7 @@ export SOURCE_DATE_EPOCH="$when"
 
 source=$work/phi4d-$version
 mkdir "$source"
-cp -R CHANGELOG.md LICENSE README.md debian docs etc packaging systemd "$source"
+cp -R CHANGELOG.md LICENSE README.md completion debian docs etc packaging systemd "$source"
 packaging/wheel.sh "$source/wheel"
 cat >"$source/debian/changelog" <<WORDS
 phi4d ($version) unstable; urgency=medium

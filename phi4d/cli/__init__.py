@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
+import typer.main
 
 import phi4d
 from phi4d.cli import configuration, looking, model, ordering, serving
@@ -55,6 +57,11 @@ app.add_typer(configuration.app, name="config")
 def main() -> None:
     """Entry point."""
     try:
-        app()
+        if "_PHI4D_COMPLETE" in os.environ:  # a shell asks, because somebody pressed TAB
+            from phi4d.cli import completing
+
+            completing.main(typer.main.get_command(app))
+        else:
+            app()
     except KeyboardInterrupt:
         sys.exit(130)
