@@ -25,7 +25,7 @@ from phi4d.errors import (
     refusal,
 )
 from phi4d.inbox import Watcher, roots
-from phi4d.job import Arrival, Job, Kind, Result, Sampling, display_name
+from phi4d.job import Arrival, Job, Kind, Result, Sampling, State, display_name
 from phi4d.loading import locate, make_engines_when_free
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
@@ -223,7 +223,7 @@ class Daemon:
             log.warning("%d files were being worked on when phi4d ended; begun again", len(jobs))
 
     def _take_orders(self) -> None:
-        self._desk = Desk(self._config, self._store, model=self._model)
+        self._desk = Desk(self._config, self._store, self._pauses, model=self._model)
         try:
             self._control = control.Server(self._config.control_path, self._desk.handlers)
         except EnvironmentFault as fault:
@@ -334,8 +334,8 @@ class Daemon:
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
             models = [words for engine in self._engines if (words := resident.words(engine))]
-            counts = self._store.counts()
-            notify("STATUS=" + status.line(counts, list(self._pauses.reasons()), models))
+            paused = sorted({*self._pauses.reasons(), *self._pauses.held()})
+            notify("STATUS=" + status.line(self._store.counts(), paused, models))
         if once and self._watcher.caught_up.is_set():
             return self._leave(self._watcher, now)
         return None
@@ -346,13 +346,17 @@ class Daemon:
         paused = self._pauses.paused(now)
         if self._store.busy([name for name in names if name not in paused]):
             return None
+        held = {n: why for n, why in self._pauses.held().items() if self._store.busy([n])}
+        counts = self._store.counts()
+        if any(counts[name][State.RUNNING] for name in held if name in counts):
+            return None  # what was begun before the pause is finished
         left = [
             f"{display_name(job.inbox, job.path)} still waits: {reason}"
             for job, reason in self._store.blocked(names)
         ]
         held_up = {name: fault for name in names if (fault := watcher.root_fault(name))}
         if self._store.busy(names):
-            reasons = self._pauses.reasons()
+            reasons = self._pauses.reasons() | held
             if not reasons:
                 return None  # it works again
             held_up |= reasons

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from phi4d import control, lock
 from phi4d.config import Config
-from phi4d.desk import again
+from phi4d.desk import again, holding
 from phi4d.desk.again import Order, Outcome
+from phi4d.desk.holding import Held, Hold
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.loading import locate
 from phi4d.store import Store
 
 ANSWER_SECONDS = 600.0  # a million files take some 20 s here
+QUICK_SECONDS = 10.0  # for what is done at once, unless the disk is slow
 PATHS = 32  # in one order: each may have 4,096 bytes, and each byte six characters of JSON
 
 
@@ -45,7 +47,57 @@ def give(order: Order, config: Config) -> tuple[Outcome, bool]:
 
 
 def _carry_out(order: Order, config: Config) -> Outcome:
-    """Where no daemon runs: in the store itself, which no daemon can open meanwhile."""
+    with _own_store(config) as store:
+        name = locate(config)[1] if order.stale else ""
+        return again.carry_out(order, store, config.inboxes(), again.todays(config, name))
+
+
+def hold(order: Hold, config: Config) -> tuple[Held, bool]:
+    """Pause inboxes, or let them go on; over restarts of the daemon, too.
+
+    Returns:
+        What came of it, and whether a daemon runs.
+
+    Raises:
+        ValueError: an inbox is not known, and no daemon runs.
+        ConfigError: the store is from a newer phi4d.
+        EnvironmentFault: it cannot be done now, or not by this user; or the daemon knows no such
+            inbox.
+    """
+    answer = control.ask(config.control_path, order.name, order.fields(), timeout_s=QUICK_SECONDS)
+    if answer is not None:
+        return Held.of(answer), True
+    known = [box.name for box in config.inboxes()]
+    with _own_store(config) as store:
+        return holding.carry_out(order, store, known, holding.user(os.geteuid())), False
+
+
+def rescan(names: Sequence[str], config: Config) -> list[str] | None:
+    """Have the daemon compare inboxes with the store.
+
+    Args:
+        names: of the inboxes; none: all.
+        config: where the daemon is.
+
+    Returns:
+        The names of those that it compares now; None: no daemon runs.
+
+    Raises:
+        EnvironmentFault: it cannot be asked, or knows no such inbox.
+    """
+    fields = {"inboxes": list(names)}
+    answer = control.ask(config.control_path, "rescan", fields, timeout_s=QUICK_SECONDS)
+    return None if answer is None else list(answer["inboxes"])
+
+
+@contextlib.contextmanager
+def _own_store(config: Config) -> Iterator[Store]:
+    """The store where no daemon runs; none can open it meanwhile.
+
+    Raises:
+        ConfigError: it is from a newer phi4d.
+        EnvironmentFault: there is none, or it cannot be had now, or not by this user.
+    """
     path = config.store_path
     try:
         owner = os.stat(path).st_uid
@@ -60,7 +112,7 @@ def _carry_out(order: Order, config: Config) -> Outcome:
     if not os.access(path, os.W_OK, effective_ids=True):
         raise EnvironmentFault(
             f"{path}: no daemon runs, and this user may not write its store; be its user "
-            f"({_user(owner)}), or start the daemon"
+            f"({holding.user(owner)}), or start the daemon"
         )
     held = config.state_dir / "lock"
     try:
@@ -74,17 +126,9 @@ def _carry_out(order: Order, config: Config) -> Outcome:
         ) from error
     try:
         with Store(path, anew=False) as store:  # a new one would know no file
-            name = locate(config)[1] if order.stale else ""
-            return again.carry_out(order, store, config.inboxes(), again.todays(config, name))
+            yield store
     finally:
         only.release()
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def told(order: Order, outcome: Outcome, *, daemon: bool) -> Iterator[str]:

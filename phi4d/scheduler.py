@@ -66,6 +66,7 @@ class Pauses:
     def __init__(self, seconds: float) -> None:
         self._first = seconds
         self._pauses: dict[str, Pause] = {}
+        self._held: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def change(self, seconds: float) -> None:
@@ -96,9 +97,24 @@ class Pauses:
             return self._pauses.pop(inbox, None) is not None
 
     def paused(self, now: float) -> list[str]:
-        """The inboxes that wait now."""
+        """The inboxes that wait now, for whatever reason."""
         with self._lock:
-            return [inbox for inbox, pause in self._pauses.items() if now < pause.until]
+            waiting = [inbox for inbox, pause in self._pauses.items() if now < pause.until]
+            return [*waiting, *(inbox for inbox in self._held if inbox not in waiting)]
+
+    def hold(self, held: Mapping[str, str]) -> None:
+        """Let these inboxes wait until they are no longer among them, and no others so.
+
+        Args:
+            held: why, by inbox: somebody wants it.
+        """
+        with self._lock:
+            self._held = dict(held)
+
+    def held(self) -> dict[str, str]:
+        """The inboxes that wait because somebody wants it, and why."""
+        with self._lock:
+            return dict(self._held)
 
     def on_trial(self, inbox: str) -> bool:
         """Whether the inbox was paused and has not worked since."""
@@ -106,6 +122,6 @@ class Pauses:
             return inbox in self._pauses
 
     def reasons(self) -> dict[str, str]:
-        """Why each inbox waits."""
+        """Why each inbox waits for its surroundings."""
         with self._lock:
             return {inbox: pause.reason for inbox, pause in self._pauses.items()}

@@ -361,6 +361,30 @@ class TestOrders:
         assert answers == [nothing, {"inboxes": ["in"]}, nothing]
         assert ask("retry") is None
 
+    def test_a_paused_inbox_waits_over_a_restart_until_it_is_resumed(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        ask: Callable[..., Any],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        opened = open_house()
+        assert ask("pause", why="a move") == {"changed": ["in"], "already": []}
+        assert "a move; phi4d resume lets it go on" in caplog.text
+        opened.daemon.stop()
+        make_picture(tmp_path / "in/a.png")
+        again = open_house()
+        while counts(tmp_path / "state") != {"queued": 1}:
+            assert again.daemon.tick() is None
+        assert again.engine.calls == []
+        while again.daemon.tick(once=True) is None:
+            pass
+        assert again.daemon.tick(once=True) == errors.EXIT_LATER
+        assert 'inbox "in" still waits: paused by' in caplog.text
+        assert ask("resume", inboxes=["in"]) == {"changed": ["in"], "already": []}
+        again.wait_for(1)
+
     def test_a_daemon_that_stops_changes_nothing_any_more(
         self,
         open_house: Callable[..., House],

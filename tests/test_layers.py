@@ -244,7 +244,8 @@ def test_what_asks_the_configuration_loads_nothing_heavy(tmp_path: Path, command
 
 
 @pytest.mark.parametrize(
-    "arguments", [["status"], ["regenerate", "--stale"], ["explain", "in/a.jpg"]]
+    "arguments",
+    [["status"], ["regenerate", "--stale"], ["explain", "in/a.jpg"], ["pause"], ["resume"]],
 )
 def test_what_asks_the_store_loads_nothing_heavy(tmp_path: Path, arguments: list[str]):
     # given a store that some daemon made, with a file that is done

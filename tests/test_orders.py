@@ -19,6 +19,7 @@ from phi4d import config as configuration
 from phi4d import demo, orders
 from phi4d.config import Config
 from phi4d.control import Server
+from phi4d.desk import holding
 from phi4d.desk.again import Order, Outcome, todays
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Kind
@@ -237,8 +238,8 @@ class TestWords:
 
 
 def test_a_user_without_a_name() -> None:
-    assert orders._user(0) == "root"
-    assert orders._user(4_000_000_000) == "4000000000"
+    assert holding.user(0) == "root"
+    assert holding.user(4_000_000_000) == "4000000000"
 
 
 def test_a_leftover_socket_is_nobody(config: Config, fill: Callable[..., None]) -> None:

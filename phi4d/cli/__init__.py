@@ -10,7 +10,7 @@ import typer
 import typer.main
 
 import phi4d
-from phi4d.cli import configuration, looking, model, ordering, serving
+from phi4d.cli import configuration, holding, looking, model, ordering, serving
 from phi4d.cli.options import HELP
 
 app = typer.Typer(
@@ -45,6 +45,9 @@ for command in (
     looking.status,
     ordering.retry,
     ordering.regenerate,
+    holding.pause,
+    holding.resume,
+    holding.rescan,
     looking.explain,
     looking.doctor,
     serving.demo,

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phi4d.config import Config
-from phi4d.control import Handler, Long
-from phi4d.desk import again
+from phi4d.control import UID, Handler, Long
+from phi4d.desk import again, holding
 from phi4d.errors import EnvironmentFault
 from phi4d.paths import inbox_of
+from phi4d.scheduler import Pauses
 from phi4d.store import Store
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Desk:
     Args:
         config: the configuration that is in force.
         store: the daemon's store.
+        pauses: the inboxes that wait; those that somebody paused are told to it.
         model: the model's name, by which is told what is stale.
 
     Attributes:
@@ -36,9 +38,12 @@ class Desk:
         stopping: set by the daemon at its stop; nothing is changed any more.
     """
 
-    def __init__(self, config: Config, store: Store, *, model: Callable[[], str]) -> None:
+    def __init__(
+        self, config: Config, store: Store, pauses: Pauses, *, model: Callable[[], str]
+    ) -> None:
         self.config = config
         self._store = store
+        self._pauses = pauses
         self._model = model
         self.watcher: Watcher | None = None
         self.workers: Sequence[Worker] = ()
@@ -47,7 +52,10 @@ class Desk:
             "rescan": self._changing(self._rescan),
             "retry": self._changing(self._retry),
             "regenerate": self._changing(self._regenerate),
+            "pause": self._changing(lambda fields: self._hold(fields, pause=True)),
+            "resume": self._changing(lambda fields: self._hold(fields, pause=False)),
         }
+        self._heed_pauses()
 
     def _changing(self, handler: Handler) -> Handler:
         """A handler that changes something, and so has no place in a daemon that is stopping."""
@@ -80,6 +88,25 @@ class Desk:
             if name not in known:
                 raise ValueError(f"no inbox is named {name!r:.80}; there are: {', '.join(known)}")
         return wanted
+
+    def _hold(self, fields: Mapping[str, Any], *, pause: bool) -> dict[str, Any]:
+        order = holding.Hold.of(fields, pause=pause)
+        known = [box.name for box in self.config.inboxes()]
+        who = holding.user(fields[UID])
+        held = holding.carry_out(order, self._store, known, who)
+        self._heed_pauses()
+        for name in held.changed:
+            if pause:
+                words = self._pauses.held()[name]
+                log.warning('inbox "%s": %s; phi4d resume lets it go on', name, words)
+            else:
+                log.warning('inbox "%s": resumed by %s', name, who)
+        self.wake()
+        return held.fields()
+
+    def _heed_pauses(self) -> None:
+        paused = self._store.paused()
+        self._pauses.hold({name: pause.words for name, pause in paused.items()})
 
     def _retry(self, fields: Mapping[str, Any]) -> Long:
         order = again.Order.of(fields, anew=False)

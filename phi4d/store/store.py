@@ -239,13 +239,15 @@ class Store:
         """Move queued jobs to running and count the attempt, in one statement.
 
         Returns:
-            The jobs that this call got; those that another worker had first are missing.
+            The jobs that this call got; those that another worker had first, and those whose
+            inbox somebody paused, are missing.
         """
         marks = ",".join("?" * len(ids))
         with self._write() as db:
             rows = db.execute(
                 "UPDATE job SET state = 'running', attempts = attempts + 1, device = ?,"
                 f" started = ? WHERE state = 'queued' AND id IN ({marks})"
+                " AND inbox NOT IN (SELECT inbox FROM paused)"
                 f" RETURNING {JOB_COLUMNS}",
                 (device, self._clock(), *ids),
             ).fetchall()
@@ -512,9 +514,7 @@ class Store:
     # ---- inboxes that somebody paused
 
     def pause(self, inbox: str, who: str, why: str = "") -> bool:
-        """Let nothing more be taken from an inbox until `resume`, over restarts too.
-
-        That it is so is for whoever takes jobs to heed: `waiting` does not look.
+        """Let nothing more be claimed of an inbox until `resume`, over restarts too.
 
         Args:
             inbox: its name.
