@@ -223,7 +223,7 @@ class Daemon:
             log.warning("%d files were being worked on when phi4d ended; begun again", len(jobs))
 
     def _take_orders(self) -> None:
-        self._desk = Desk(self._config, self._store, self._pauses, model=self._model)
+        self._desk = Desk(self._config, self._store, self._pauses, self._meter, model=self._model)
         try:
             self._control = control.Server(self._config.control_path, self._desk.handlers)
         except EnvironmentFault as fault:
@@ -335,7 +335,8 @@ class Daemon:
             self._next_status = now + STATUS_SECONDS
             models = [words for engine in self._engines if (words := resident.words(engine))]
             paused = sorted({*self._pauses.reasons(), *self._pauses.held()})
-            notify("STATUS=" + status.line(self._store.counts(), paused, models))
+            rate = f"{self._meter.rates().total_per_minute:.0f} files/min"
+            notify("STATUS=" + status.line(self._store.counts(), paused, models, rate))
         if once and self._watcher.caught_up.is_set():
             return self._leave(self._watcher, now)
         return None

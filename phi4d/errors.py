@@ -19,6 +19,8 @@ from typing import ClassVar
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
+EXIT_DOWN = 3
+"""of `phi4d status`: no daemon runs; as an init script has it."""
 EXIT_DEVICE = 69
 """EX_UNAVAILABLE of sysexits.h: a device was lost; a new process may have it again."""
 EXIT_LATER = 75

@@ -147,7 +147,7 @@ class TestStatus:
             store.requeue(jobs[2], count=False, wait=60, reason="cannot be read now")
             store.claim([4], "cuda:0")
             done = invoke("status", "--set", f"state_dir={tmp_path}")
-        assert done.exit_code == 0
+        assert done.exit_code == 3
         lines = done.stdout.splitlines()
         assert lines[0] == "phi4d is not running"
         assert lines[3].split() == ["photos", "3", "1", "1", "1"]

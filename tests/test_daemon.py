@@ -361,6 +361,24 @@ class TestOrders:
         assert answers == [nothing, {"inboxes": ["in"]}, nothing]
         assert ask("retry") is None
 
+    def test_the_status_is_told_while_a_call_lasts(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        ask: Callable[..., Any],
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        engine = FakeEngine(gate=threading.Event())
+        open_house(engine=engine)
+        assert engine.entered.wait(WAIT_SECONDS)
+        told = ask("status")
+        assert (told["state"], told["slots"], told["hung"]) == ("ready", [["cpu", "fake"]], [])
+        assert told["eta_seconds"] is None
+        assert told["watch"].keys() == {"in"}
+        assert engine.gate
+        engine.gate.set()
+
     def test_a_paused_inbox_waits_over_a_restart_until_it_is_resumed(
         self,
         open_house: Callable[..., House],
@@ -574,7 +592,10 @@ class TestServiceManager:
             with running(write_config(), env=env) as process:
                 told = [manager.recv(1000).decode()]
                 assert told[0] == "READY=1\nSTATUS=0 running, 0 waiting, 0 failed"
-                while not {"WATCHDOG=1", "STATUS=0 running, 0 waiting, 0 failed"} <= set(told):
+                while not {
+                    "WATCHDOG=1",
+                    "STATUS=0 running, 0 waiting, 0 failed, 0 files/min",
+                } <= set(told):
                     told.append(manager.recv(1000).decode())
                 process.send_signal(signal.SIGTERM)
                 while told[-1] != "STOPPING=1":

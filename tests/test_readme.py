@@ -87,6 +87,7 @@ def test_the_exit_codes_are_the_daemon_s():
         errors.EXIT_OK,
         errors.EXIT_FAILURE,
         2,
+        errors.EXIT_DOWN,
         errors.EXIT_DEVICE,
         errors.EXIT_LATER,
         errors.EXIT_CONFIG,

@@ -17,16 +17,25 @@ from phi4d.cli.options import (
     load,
     options_of,
 )
-from phi4d.errors import EXIT_FAILURE, EXIT_OK
+from phi4d.errors import EXIT_DOWN, EXIT_FAILURE, EXIT_OK, EnvironmentFault
+
+ANSWER_SECONDS = 1.0  # a daemon that takes longer hangs
 
 
 def status(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     config: ConfigOption = None,
     config_file: LegacyOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Tell what waits, runs, is done and has failed, and what holds inboxes and files up."""
-    from phi4d import lock
+    """Tell what waits, runs, is done and has failed, and what holds inboxes and files up.
+
+    Exit code 0 if all is well, 1 if an inbox is held up, a worker hangs or the daemon does not
+    answer, 3 if it does not run.
+    """
+    import json
+
+    from phi4d import control, lock
     from phi4d import status as words
     from phi4d.job import display_name
     from phi4d.store import Reader
@@ -42,8 +51,17 @@ def status(
                 err=True,
             )
             raise typer.Exit(EXIT_FAILURE) from None
+        pid, live = lock.holder(settled.state_dir / "lock"), None
+        if pid is not None:
+            try:
+                live = control.ask(settled.control_path, "status", timeout_s=ANSWER_SECONDS)
+            except EnvironmentFault as fault:  # the store tells the rest
+                typer.echo(f"phi4d: {fault}", err=True)
         snapshot = words.Snapshot(
-            daemon_pid=lock.holder(settled.state_dir / "lock"),
+            daemon_pid=pid,
+            live=live,
+            paused=[(each.inbox, each.words, each.since) for each in reader.paused().values()],
+            oldest=reader.oldest(),
             counts=reader.counts(),
             running=[
                 (job.display_name, device, time.time() - started)
@@ -59,7 +77,9 @@ def status(
             ],
         )
         reader.close()
-    typer.echo(words.render(snapshot))
+    typer.echo(json.dumps(snapshot.fields(), indent=2) if as_json else words.render(snapshot))
+    codes = {"healthy": EXIT_OK, "degraded": EXIT_FAILURE, "down": EXIT_DOWN}
+    raise typer.Exit(codes[snapshot.health])
 
 
 def explain(

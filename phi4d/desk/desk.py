@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from phi4d import __version__
 from phi4d.config import Config
 from phi4d.control import UID, Handler, Long
 from phi4d.desk import again, holding
 from phi4d.errors import EnvironmentFault
+from phi4d.job import Kind, State
+from phi4d.meter import Meter
 from phi4d.paths import inbox_of
 from phi4d.scheduler import Pauses
 from phi4d.store import Store
@@ -28,6 +32,7 @@ class Desk:
         config: the configuration that is in force.
         store: the daemon's store.
         pauses: the inboxes that wait; those that somebody paused are told to it.
+        meter: what the status tells of rates.
         model: the model's name, by which is told what is stale.
 
     Attributes:
@@ -39,8 +44,15 @@ class Desk:
     """
 
     def __init__(
-        self, config: Config, store: Store, pauses: Pauses, *, model: Callable[[], str]
+        self,
+        config: Config,
+        store: Store,
+        pauses: Pauses,
+        meter: Meter,
+        *,
+        model: Callable[[], str],
     ) -> None:
+        self._meter = meter
         self.config = config
         self._store = store
         self._pauses = pauses
@@ -49,6 +61,7 @@ class Desk:
         self.workers: Sequence[Worker] = ()
         self.stopping = False
         self.handlers: dict[str, Handler] = {
+            "status": self._status,
             "rescan": self._changing(self._rescan),
             "retry": self._changing(self._retry),
             "regenerate": self._changing(self._regenerate),
@@ -66,6 +79,29 @@ class Desk:
             return handler(fields)
 
         return carry_out
+
+    def _status(self, fields: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 -- a handler
+        """From memory, but for the counts; it waits for no worker and no device."""
+        now = time.monotonic()
+        rates = self._meter.rates()
+        waiting: dict[Kind, int] = {}
+        for (inbox, kind, state), n in self._store.tally().items():
+            if state in (State.QUEUED, State.RUNNING) and inbox not in self._pauses.held():
+                waiting[kind] = waiting.get(kind, 0) + n
+        how = "stopping" if self.stopping else "ready" if self.workers else "loading"
+        return {
+            "state": how,
+            "version": __version__,
+            "files_per_minute": rates.total_per_minute,
+            "eta_seconds": rates.eta(waiting, len(self.workers)),
+            "slots": [[w.engine.device, w.engine.model] for w in self.workers],
+            "devices": {
+                device: {"tokens_per_second": rate.tokens_per_second, "batch": rate.batch}
+                for device, rate in rates.devices.items()
+            },
+            "watch": self.watcher.modes() if self.watcher is not None else {},
+            "hung": [w.name for w in self.workers if now - w.last_beat > self.config.hang_seconds],
+        }
 
     def _rescan(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         names = self._names(fields)

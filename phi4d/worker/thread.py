@@ -82,6 +82,7 @@ class Worker(threading.Thread):
         """monotonic seconds of the last sign of life"""
         self.error: BaseException | None = None
         """what ended the thread, if it was not `stop`"""
+        self.engine = engine
         self._engine = engine
         self._store = store
         self._pool = pool
