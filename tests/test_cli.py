@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -128,6 +129,27 @@ class TestStatus:
         done = invoke("status", "--set", f"state_dir={tmp_path}")
         assert done.exit_code == 1
         assert "there is no store" in done.stderr
+
+    def test_it_is_watched_until_it_is_interrupted(self, tmp_path: Path) -> None:
+        with Store(tmp_path / "jobs.sqlite3") as store:
+            store.add([Arrival("photos", b"a.jpg", Kind.IMAGE, Fingerprint(1, 1, 1))])
+        command = [sys.executable, "-u", "-m", "phi4d", "status", "--watch", "--interval", "0.1"]
+        with subprocess.Popen(
+            [*command, "--set", f"state_dir={tmp_path}"], stdout=subprocess.PIPE, text=True
+        ) as watching:
+            try:
+                assert watching.stdout
+                seen = watching.stdout.readline()
+                watching.send_signal(signal.SIGINT)
+                rest = watching.stdout.read()
+                assert watching.wait(60) == 0
+            finally:
+                watching.kill()
+        assert "phi4d is not running" in seen + rest
+
+    def test_watching_as_json_is_refused(self, tmp_path: Path) -> None:
+        done = invoke("status", "--watch", "--json", "--set", f"state_dir={tmp_path}")
+        assert done.exit_code == 2
 
     def test_with_something_else_in_its_place(self, tmp_path: Path) -> None:
         (tmp_path / "jobs.sqlite3").write_bytes(b"no database, and long enough to be read" * 200)

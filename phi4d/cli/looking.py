@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,14 +19,23 @@ from phi4d.cli.options import (
     SetOption,
     load,
     options_of,
+    refuse,
 )
 from phi4d.errors import EXIT_DOWN, EXIT_FAILURE, EXIT_OK, EnvironmentFault
+
+if TYPE_CHECKING:
+    from phi4d.config import Config
+    from phi4d.status import Snapshot
 
 ANSWER_SECONDS = 1.0  # a daemon that takes longer hangs
 
 
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="For --watch.")
+    ] = 1.0,
     config: ConfigOption = None,
     config_file: LegacyOption = None,
     settings: SetOption = None,
@@ -35,51 +47,77 @@ def status(
     """
     import json
 
+    from phi4d import status as words
+
+    if watch and as_json:
+        refuse("status: --watch goes without --json")
+    with Refusals():
+        settled = load(config, config_file, options_of(settings))
+        if watch:
+            _watch(lambda: words.render(_snapshot(settled)), interval)
+            return
+        snapshot = _snapshot(settled)
+    typer.echo(json.dumps(snapshot.fields(), indent=2) if as_json else words.render(snapshot))
+    codes = {"healthy": EXIT_OK, "degraded": EXIT_FAILURE, "down": EXIT_DOWN}
+    raise typer.Exit(codes[snapshot.health])
+
+
+def _watch(text: Callable[[], str], interval: float) -> None:
+    """Draw a text again and again, until Ctrl-C."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with contextlib.suppress(KeyboardInterrupt):
+        if not sys.stdout.isatty():  # nothing can be drawn over: one below the other
+            while True:
+                typer.echo(text())
+                time.sleep(interval)
+        with Live(Text(text()), auto_refresh=False, screen=True) as live:
+            while True:
+                time.sleep(interval)
+                live.update(Text(text()), refresh=True)
+
+
+def _snapshot(settled: Config) -> Snapshot:
     from phi4d import control, lock
     from phi4d import status as words
     from phi4d.job import display_name
     from phi4d.store import Reader
 
-    with Refusals():
-        settled = load(config, config_file, options_of(settings))
-        try:
-            reader = Reader(settled.store_path)
-        except FileNotFoundError:
-            typer.echo(
-                f"phi4d: {settled.store_path}: there is no store; phi4d has not run with this "
-                "configuration (state_dir)",
-                err=True,
-            )
-            raise typer.Exit(EXIT_FAILURE) from None
-        pid, live = lock.holder(settled.state_dir / "lock"), None
-        if pid is not None:
-            try:
-                live = control.ask(settled.control_path, "status", timeout_s=ANSWER_SECONDS)
-            except EnvironmentFault as fault:  # the store tells the rest
-                typer.echo(f"phi4d: {fault}", err=True)
-        snapshot = words.Snapshot(
-            daemon_pid=pid,
-            live=live,
-            paused=[(each.inbox, each.words, each.since) for each in reader.paused().values()],
-            oldest=reader.oldest(),
-            counts=reader.counts(),
-            running=[
-                (job.display_name, device, time.time() - started)
-                for job, device, started in reader.running()
-            ],
-            notices=[(notice.inbox, notice.text, notice.since) for notice in reader.notices()],
-            put_off=[
-                (row.job.display_name, row.reason or "is tried again", row.next_try)
-                for row in reader.put_off(10)
-            ],
-            failures=[
-                (display_name(f.inbox, f.path), f.reason, f.when) for f in reader.failures(10)
-            ],
+    try:
+        reader = Reader(settled.store_path)
+    except FileNotFoundError:
+        typer.echo(
+            f"phi4d: {settled.store_path}: there is no store; phi4d has not run with this "
+            "configuration (state_dir)",
+            err=True,
         )
-        reader.close()
-    typer.echo(json.dumps(snapshot.fields(), indent=2) if as_json else words.render(snapshot))
-    codes = {"healthy": EXIT_OK, "degraded": EXIT_FAILURE, "down": EXIT_DOWN}
-    raise typer.Exit(codes[snapshot.health])
+        raise typer.Exit(EXIT_FAILURE) from None
+    pid, live = lock.holder(settled.state_dir / "lock"), None
+    if pid is not None:
+        try:
+            live = control.ask(settled.control_path, "status", timeout_s=ANSWER_SECONDS)
+        except EnvironmentFault as fault:  # the store tells the rest
+            typer.echo(f"phi4d: {fault}", err=True)
+    found = words.Snapshot(
+        daemon_pid=pid,
+        live=live,
+        paused=[(each.inbox, each.words, each.since) for each in reader.paused().values()],
+        oldest=reader.oldest(),
+        counts=reader.counts(),
+        running=[
+            (job.display_name, device, time.time() - started)
+            for job, device, started in reader.running()
+        ],
+        notices=[(notice.inbox, notice.text, notice.since) for notice in reader.notices()],
+        put_off=[
+            (row.job.display_name, row.reason or "is tried again", row.next_try)
+            for row in reader.put_off(10)
+        ],
+        failures=[(display_name(f.inbox, f.path), f.reason, f.when) for f in reader.failures(10)],
+    )
+    reader.close()
+    return found
 
 
 def explain(
