@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from phi4d import control, lock
 from phi4d.config import Config
-from phi4d.desk import again, holding
+from phi4d.desk import again, cancelling, holding
 from phi4d.desk.again import Order, Outcome
 from phi4d.desk.holding import Held, Hold
 from phi4d.errors import ConfigError, EnvironmentFault
@@ -88,6 +88,22 @@ def rescan(names: Sequence[str], config: Config) -> list[str] | None:
     fields = {"inboxes": list(names)}
     answer = control.ask(config.control_path, "rescan", fields, timeout_s=QUICK_SECONDS)
     return None if answer is None else list(answer["inboxes"])
+
+
+def cancel(paths: Sequence[bytes], inbox: str | None, config: Config) -> Outcome:
+    """Give up what waits: files, folders, or, without paths, all of an inbox or of all.
+
+    Raises:
+        ConfigError: the store is from a newer phi4d.
+        EnvironmentFault: it cannot be done now, or not by this user.
+    """
+    fields = cancelling.fields(paths, inbox)
+    answer = control.ask(config.control_path, "cancel", fields, timeout_s=ANSWER_SECONDS)
+    if answer is not None:
+        return Outcome.of(answer)
+    who = holding.user(os.geteuid())
+    with _own_store(config) as store:
+        return cancelling.carry_out(paths, inbox, store, config.inboxes(), who)
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ for command in (
     looking.status,
     ordering.retry,
     ordering.regenerate,
+    ordering.cancel,
     holding.pause,
     holding.resume,
     holding.rescan,

@@ -92,6 +92,34 @@ def regenerate(
         )  # fmt: skip
 
 
+def cancel(
+    paths: PathsArgument = None,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="All that waits, without a PATH.")
+    ] = False,
+    inbox: InboxOption = None,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Give up what waits; `phi4d retry` takes it up again.
+
+    What is being worked on is finished. Exit code 1 if there was nothing to give up.
+    """
+    if bool(paths) == waiting:
+        refuse("cancel: name files or folders, or give --waiting for all that waits")
+    with Refusals():
+        from phi4d import orders
+
+        settled = load(config, config_file, options_of(settings))
+        known = _known(settled, inbox)
+        outcome = orders.cancel(_absolute(settled, paths), known, settled)
+        typer.echo(f"{outcome.taken:,} cancelled")
+        for path, why in outcome.left:
+            typer.echo(f"phi4d: {path}: {why}", err=True)
+        raise typer.Exit(EXIT_OK if outcome.taken else EXIT_FAILURE)
+
+
 def _absolute(settled: Config, paths: list[str] | None) -> tuple[bytes, ...]:
     from phi4d.paths import as_configured
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phi4d import __version__
 from phi4d.config import Config
 from phi4d.control import UID, Handler, Long
-from phi4d.desk import again, holding
+from phi4d.desk import again, cancelling, holding
 from phi4d.errors import EnvironmentFault
 from phi4d.job import Kind, State
 from phi4d.meter import Meter
@@ -65,6 +65,7 @@ class Desk:
             "rescan": self._changing(self._rescan),
             "retry": self._changing(self._retry),
             "regenerate": self._changing(self._regenerate),
+            "cancel": self._changing(self._cancel),
             "pause": self._changing(lambda fields: self._hold(fields, pause=True)),
             "resume": self._changing(lambda fields: self._hold(fields, pause=False)),
         }
@@ -154,6 +155,19 @@ class Desk:
                 found = [inbox_of(path, self.config.inboxes()) for path in order.paths]
                 for name in {place[0].name for place in found if place is not None}:
                     self.watcher.rescan(name)
+            return outcome.fields()
+
+        return carry_out
+
+    def _cancel(self, fields: Mapping[str, Any]) -> Long:
+        paths, inbox = cancelling.of(fields)
+        who = holding.user(fields[UID])
+
+        def carry_out() -> dict[str, Any]:
+            boxes = self.config.inboxes()
+            outcome = cancelling.carry_out(paths, inbox, self._store, boxes, who)
+            if outcome.taken:
+                log.warning("cancelled by %s: %d", who, outcome.taken)
             return outcome.fields()
 
         return carry_out

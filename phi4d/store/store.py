@@ -427,6 +427,28 @@ class Store:
         which = "(state = 'failed' OR state = 'queued' AND next_try > 0)"
         return self._again("fresh = fresh", which, (), inbox, below, dry_run=False)
 
+    def cancel(self, inbox: str, below: bytes, reason: str) -> Chosen:
+        """Give up what waits, without a try; see `retry`.
+
+        Args:
+            inbox: the inbox's name.
+            below: as for `retry`.
+            reason: who wants it, and what to do if it is wanted after all.
+        """
+        first: list[bytes] = []
+        count = 0
+        for some in self._ids("state = 'queued'", (), inbox, below):
+            with self._write() as db:
+                rows = db.execute(
+                    "UPDATE job SET state = 'failed', fault = 'operator', reason = ?, phase = NULL,"
+                    " finished = ? WHERE state = 'queued'"
+                    " AND id IN (SELECT value FROM json_each(?)) RETURNING id, path",
+                    (reason, self._clock(), some),
+                ).fetchall()
+            count += len(rows)
+            first += [bytes(path) for _, path in sorted(rows)[: FIRST_FEW - len(first)]]
+        return Chosen(count, tuple(first))
+
     def regenerate(self, inbox: str, below: bytes = b"", *, dry_run: bool = False) -> Chosen:
         """Answer anew what is done, whatever is known; see `retry`.
 

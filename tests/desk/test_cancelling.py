@@ -1,0 +1,42 @@
+"""What is cancelled waits no more, and can be taken up again: a real store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from phi4d.config import Inbox
+from phi4d.desk import cancelling
+from phi4d.job import Arrival, Fingerprint, Kind, State
+from phi4d.store import Chosen, Store
+
+
+def test_what_waits_is_given_up_and_what_runs_is_left(tmp_path: Path) -> None:
+    box = Inbox(path=tmp_path, outbox=tmp_path / "out", name="in")
+    with Store(tmp_path / "jobs") as store:
+        store.add(Arrival("in", b"%d" % n, Kind.IMAGE, Fingerprint(n, 1, 1)) for n in range(4))
+        store.claim([1], "cpu")
+        # when a file that runs, one that waits and one elsewhere are named
+        paths = [os.fsencode(tmp_path / "0"), os.fsencode(tmp_path / "1"), b"/nowhere"]
+        outcome = cancelling.carry_out(paths, None, store, [box], "ada")
+        # then the one that waits has failed, and of the others is told why
+        assert (outcome.taken, outcome.first) == (1, ("in/1",))
+        assert [why for _, why in outcome.left] == [
+            "is in no inbox", "is being worked on, and is finished",
+        ]  # fmt: skip
+        row = store.versions("in", b"1")[0]
+        assert (row.state, row.fault) == (State.FAILED, "operator")
+        assert row.reason == "cancelled by ada; phi4d retry takes it up again"
+        # when all that waits is, so is the rest; and it can be taken up again
+        assert cancelling.carry_out([], "in", store, [box], "ada").taken == 2
+        assert store.waiting(9, ["in"]) == []
+        assert store.retry("in", b"1") == Chosen(1, (b"1",))
+
+
+def test_an_order_survives_json_and_what_is_none_is_refused() -> None:
+    assert cancelling.of(cancelling.fields([b"/a\xff"], "in")) == ([b"/a\xff"], "in")
+    for told in ({"paths": "a"}, {"paths": [1]}, {"inbox": 1}):
+        with pytest.raises(ValueError, match="expected"):
+            cancelling.of(told)
