@@ -117,6 +117,8 @@ def _state(row: Row, *, running: bool) -> str:
             words = f"ran{on} when phi4d ended; is begun again at its next start"
         case State.DROPPED:
             words = f"set aside{when}: {row.reason}"
+        case State.FAILED if row.fault == "operator":
+            words = f"given up{when}, while it waited"
         case _ if tries:
             words = f"{row.state}{when}{on} after {tries} attempt{'s' if tries > 1 else ''}"
         case _:

@@ -9,6 +9,7 @@ import pytest
 
 from phi4d.config import Inbox
 from phi4d.desk import cancelling
+from phi4d.explain import standing
 from phi4d.job import Arrival, Fingerprint, Kind, State
 from phi4d.store import Chosen, Store
 
@@ -29,6 +30,7 @@ def test_what_waits_is_given_up_and_what_runs_is_left(tmp_path: Path) -> None:
         row = store.versions("in", b"1")[0]
         assert (row.state, row.fault) == (State.FAILED, "operator")
         assert row.reason == "cancelled by ada; phi4d retry takes it up again"
+        assert standing._state(row, running=False).endswith(", while it waited")
         # when all that waits is, so is the rest; and it can be taken up again
         assert cancelling.carry_out([], "in", store, [box], "ada").taken == 2
         assert store.waiting(9, ["in"]) == []
