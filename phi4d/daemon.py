@@ -9,7 +9,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from phi4d import control, signals, status
+from phi4d import control, events, signals, status
+from phi4d import log as logs
 from phi4d.config import Config, Inbox
 from phi4d.desk.desk import Desk
 from phi4d.engine import Engine, resident
@@ -183,6 +184,7 @@ class Daemon:
             "ready: watching %s; %s",
             ", ".join(f"{box.path} → {box.outbox_root()}" for box in self._boxes),
             " and ".join(f"{engine.model} on {engine.device}" for engine in self._engines),
+            extra=events.READY(),
         )
 
     def _make_folders(self) -> None:
@@ -207,7 +209,12 @@ class Daemon:
             else:
                 fault = None
             if fault:
-                log.warning('inbox "%s" pauses, nothing is lost: %s', box.name, fault)
+                log.warning(
+                    'inbox "%s" pauses, nothing is lost: %s',
+                    box.name,
+                    fault,
+                    extra=events.INBOX_PAUSED(inbox=box.name, fault=fault.fault, reason=str(fault)),
+                )
                 self._pauses.pause(box.name, str(fault), time.monotonic())
 
     def _recover(self) -> None:
@@ -220,7 +227,11 @@ class Daemon:
         }:
             atomic.sweep(folder)
         if jobs:
-            log.warning("%d files were being worked on when phi4d ended; begun again", len(jobs))
+            log.warning(
+                "%d files were being worked on when phi4d ended; begun again",
+                len(jobs),
+                extra=events.WORK_RECOVERED(),
+            )
 
     def _take_orders(self) -> None:
         self._desk = Desk(self._config, self._store, self._pauses, self._meter, model=self._model)
@@ -325,12 +336,17 @@ class Daemon:
     def _tick(self, now: float, *, once: bool) -> int | None:
         dead = [worker for worker in self._workers if not worker.is_alive()]
         if dead or self._watcher is None or not self._watcher.is_alive():
-            log.error("%s ended; phi4d stops", dead[0].name if dead else "the watcher")
+            log.error(
+                "%s ended; phi4d stops",
+                dead[0].name if dead else "the watcher",
+                extra=events.ENDED_BADLY(),
+            )
             lost = any(isinstance(worker.error, DeviceLost) for worker in dead)
             return EXIT_DEVICE if lost else EXIT_FAILURE
         self._feed_watchdog(now)
         self._notices.say_all("outbox", self._pauses.reasons())
         self._notices.flush(self._store.notice)
+        logs.tick(self._waiting)
         if now >= self._next_status:
             self._next_status = now + STATUS_SECONDS
             models = [words for engine in self._engines if (words := resident.words(engine))]
@@ -340,6 +356,9 @@ class Daemon:
         if once and self._watcher.caught_up.is_set():
             return self._leave(self._watcher, now)
         return None
+
+    def _waiting(self) -> int:
+        return sum(states.get(State.QUEUED, 0) for states in self._store.counts().values())
 
     def _leave(self, watcher: Watcher, now: float) -> int | None:
         """The exit code if everything that is there has been worked off; what must wait is said."""
@@ -382,6 +401,7 @@ class Daemon:
                 "%s: no sign of life for %.0f s; the service manager is left to restart phi4d",
                 hung[0].name,
                 now - hung[0].last_beat,
+                extra=events.WORKER_HUNG(device=hung[0].name.removeprefix("worker ")),
             )
         self._hung = bool(hung)
         if not hung and watchdog_seconds():
@@ -440,7 +460,7 @@ def run(config: Config, *, once: bool = False, daemon: Daemon | None = None) -> 
         while (code := daemon.tick(once=once)) is None:
             got = signal.sigtimedwait(STOP_SIGNALS, TICK_SECONDS if not once else 0.1)
             if got is not None:
-                log.info("%s: stopping", signal.Signals(got.si_signo).name)
+                log.info("%s: stopping", signal.Signals(got.si_signo).name, extra=events.STOPPING())
                 code = EXIT_OK
                 break
     except Stopped as stopped:
@@ -449,5 +469,6 @@ def run(config: Config, *, once: bool = False, daemon: Daemon | None = None) -> 
     finally:
         daemon.stop()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    log.info("stopped")
+        logs.settle()
+    log.info("stopped", extra=events.STOPPED())
     return code

@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import fields
 from pathlib import Path
 
-from phi4d import demo
+from phi4d import demo, events
 from phi4d.config import Config
 from phi4d.engine import Engine, checkpoint, devices, hub
 from phi4d.engine.placement import wants_gpus
@@ -126,7 +126,11 @@ def make_engines_when_free(config: Config) -> Iterator[Engine]:
             engines = list(make_engines(config))
         except EnvironmentFault as fault:
             if not told:
-                log.warning("nothing is lost, phi4d waits until there is room: %s", fault)
+                log.warning(
+                    "nothing is lost, phi4d waits until there is room: %s",
+                    fault,
+                    extra=events.MEMORY_WAITED_FOR(fault=fault.fault, reason=str(fault)),
+                )
             told = str(fault)
             notify(
                 f"STATUS=waiting for memory: {told.splitlines()[0]}\n"
@@ -190,7 +194,13 @@ def side_by_side(slots: Sequence[Slot], load: Load, name: str) -> list[Engine]:
     progress = _Progress()
     begun = time.monotonic()
     for slot in slots:
-        log.info("loading %s on %s: %s", name, slot.device, slot.why or slot.dtype)
+        log.info(
+            "loading %s on %s: %s",
+            name,
+            slot.device,
+            slot.why or slot.dtype,
+            extra=events.MODEL_LOADING(device=slot.device, model=name),
+        )
     with ThreadPoolExecutor(len(slots), thread_name_prefix="load") as pool:
         loads = [
             pool.submit(load, slot, progress.listener(i, slot)) for i, slot in enumerate(slots)
@@ -199,8 +209,15 @@ def side_by_side(slots: Sequence[Slot], load: Load, name: str) -> list[Engine]:
             for done in _as_they_end(loads):
                 slot = slots[loads.index(done)]
                 done.result()
+                seconds = time.monotonic() - begun
                 log.info(
-                    "%s: loaded in %.1f s%s", slot.device, time.monotonic() - begun, _used(slot)
+                    "%s: loaded in %.1f s%s",
+                    slot.device,
+                    seconds,
+                    _used(slot),
+                    extra=events.MODEL_LOADED(
+                        device=slot.device, model=name, seconds=round(seconds, 3)
+                    ),
                 )
         except BaseException:
             progress.cancelled.set()

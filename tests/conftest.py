@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,7 +36,9 @@ def _no_leaks() -> Iterator[None]:
 def _leave_logging_as_it_was() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("phi4d")
     before = (root.handlers[:], root.level, ours.level)
+    hooks = (sys.excepthook, threading.excepthook, warnings.showwarning)
     yield
+    sys.excepthook, threading.excepthook, warnings.showwarning = hooks
     for handler in set(root.handlers) - set(before[0]):
         handler.close()
     root.handlers[:] = before[0]

@@ -50,7 +50,7 @@ def engines(settled: Config) -> Iterator[Engine]:
 
 if __name__ == "__main__":
     settled = config.load(config=Path(sys.argv[1]))
-    log.setup()
+    log.configure(**settled.log_settings())
     sys.exit(
         daemon.run(settled, once="once" in sys.argv, daemon=daemon.Daemon(settled, engines=engines))
     )

@@ -214,14 +214,14 @@ class TestAgain:
     def test_a_daemon_takes_up_what_failed(self, config_file: Path, tmp_path: Path) -> None:
         with daemon(config_file) as wait_for:
             (tmp_path / "in/bad.png").write_text("no picture")
-            wait_for("failed: ")
+            wait_for(" failed in/bad.png: ")
             done = call("retry", "in/bad.png", "elsewhere.png", "--config", config_file)
             assert done.returncode == 0, done.stderr
             assert done.stdout == "1 file taken up\n  in/bad.png\n"
             assert done.stderr == (
                 f"phi4d: {tmp_path}/elsewhere.png: is in no inbox; inboxes: {tmp_path}/in\n"
             )
-            wait_for("failed: ")
+            wait_for(" failed in/bad.png: ")
 
     def test_a_daemon_does_anew_what_is_done(
         self, config_file: Path, tmp_path: Path, make_picture: Callable[..., Path]
@@ -229,9 +229,9 @@ class TestAgain:
         words = ("--config", config_file)
         with daemon(config_file) as wait_for:
             make_picture(tmp_path / "in/a.png")
-            wait_for("done: ")
+            wait_for(" done in/a.png: ")
             assert call("regenerate", "out/a.png.json", *words).returncode == 0
-            wait_for("done: ")
+            wait_for(" done in/a.png: ")
             done = call("regenerate", "in", "--dry-run", *words)
             assert done.stdout == "1 file would be done anew\n  in/a.png\n"
 
@@ -277,9 +277,9 @@ class TestExplain:
         words = ("--config", config_file)
         with daemon(config_file) as wait_for:
             (tmp_path / "in/bad.png").write_text("no picture")
-            wait_for("failed: ")
+            wait_for(" failed in/bad.png: ")
             make_picture(tmp_path / "in/a.png")
-            wait_for("done: ")
+            wait_for(" done in/a.png: ")
             done = call("explain", "out/a.png.txt", *words)
             assert done.returncode == 0, done.stderr
             assert re.search(r"state +done .* on cpu after 1 attempt$", done.stdout, re.MULTILINE)

@@ -523,12 +523,12 @@ class TestSignals:
         names = [f"{n}.png" for n in range(60)]
         for n, name in enumerate(names):
             make_picture(tmp_path / "in" / name, (n + 1, 3))
-        config = write_config('device = "cpu,cpu"\nbatch_size = 2')
+        config = write_config('device = "cpu,cpu"\nbatch_size = 2\nlog_level = "debug"')
         outbox, chance = tmp_path / "out", random.Random(1)
         for _ in range(3):
             with running(config) as process:
                 for _ in range(chance.randint(3, 12)):
-                    read_until(process, "done:")
+                    read_until(process, " done in/")
                 process.kill()
                 process.wait(WAIT_SECONDS)
         for name in sidecars(outbox) if outbox.exists() else ():
@@ -541,7 +541,7 @@ class TestSignals:
         assert sidecars(outbox) == {f"{name}{s}" for name in names for s in (".txt", ".json")}
         for n, name in enumerate(names):
             assert f"picture {n + 1}x3" in (outbox / f"{name}.txt").read_text()
-        done_before = 60 - log.count("done:")
+        done_before = 60 - log.count(" done in/")
         assert done_before >= 9  # what was finished is not done again
 
     def test_a_file_that_takes_the_device_down_is_found_out_over_several_starts(

@@ -115,6 +115,7 @@ def test_two_hundred_files_at_once(
     (tmp_path / "inbox").mkdir()
     (tmp_path / "phi4d.toml").write_text(
         'model_path = "demo"\ndevice = "cpu"\nstate_dir = "state"\nmax_new_tokens = 64\n'
+        'log_level = "debug"\n'  # a line for each file, however many
         '[[inbox]]\npath = "inbox"\noutbox = "outbox"\n'
     )
     done = 0
@@ -122,15 +123,15 @@ def test_two_hundred_files_at_once(
         assert follow(process, " ready: ")
         shutil.copytree(source, tmp_path / "inbox", dirs_exist_ok=True)
         if killed:
-            done += follow(process, ": done: ", 70)
+            done += follow(process, " done inbox/", 70)
             process.kill()
         else:
-            done += follow(process, ": done: ", len(answers))
+            done += follow(process, " done inbox/", len(answers))
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
     if killed:
         with daemon(tmp_path, "--once") as process:
-            done += follow(process, ": done: ", 10_000)
+            done += follow(process, " done inbox/", 10_000)
             assert process.wait(60) == 0
 
     reader = Reader(tmp_path / "state" / "jobs.sqlite3")

@@ -60,11 +60,9 @@ def run(
         refuse("--outbox goes with --inbox")
     with Refusals(EXIT_LATER):
         settled = load(config, config_file, options)
-        import logging
-
         from phi4d import daemon, log
 
-        log.setup(logging.DEBUG if settled.debug else logging.INFO)
+        log.configure(**settled.log_settings())
         code = daemon.run(settled, once=once)
     raise typer.Exit(code)
 
@@ -97,12 +95,10 @@ def process(
         sources = files or [url for url in (settled.image_url, settled.audio_url) if url]
         if not sources:
             refuse("nothing to do: name a file or a URL")
-        import logging
-
         from phi4d import log, oneshot
 
         # a failure is reported below; the daemon's log would say it twice
-        log.setup(logging.DEBUG if settled.debug else logging.CRITICAL)
+        log.configure(log_level="debug" if settled.debug else "critical")
         several = len(sources) > 1
 
         def report(source: str, result: Result | None, words: str) -> None:

@@ -58,6 +58,13 @@ def _to_path(value: object, info: ValidationInfo) -> Path:
     return folder.absolute() / path
 
 
+def _to_log_file(value: object, info: ValidationInfo) -> Path:
+    try:
+        return _to_path(value, info)
+    except ValueError as error:
+        raise ValueError(str(error).replace("folder", "file")) from None
+
+
 def _to_outbox(value: object, info: ValidationInfo) -> Path:
     return BESIDE if value in (BESIDE, str(BESIDE)) else _to_path(value, info)
 
@@ -88,6 +95,7 @@ def _to_devices(value: str) -> str:
 
 
 Folder = Annotated[Path, BeforeValidator(_to_path)]
+LogFile = Annotated[Path, BeforeValidator(_to_log_file)]
 Outbox = Annotated[Path, BeforeValidator(_to_outbox)]
 Text = Annotated[str, AfterValidator(_not_empty)]
 Devices = Annotated[str, AfterValidator(_to_devices)]
@@ -274,8 +282,19 @@ class Config(_Model):
     decode_memory_gb: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] = 4.0
     """memory of one decode process at most, in GB (10^9 bytes)"""
 
+    # the log
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """what is said: from debug, every detail, to error, only what failed"""
+    log_format: Literal["auto", "plain", "json"] = "auto"
+    """auto: fields in the journal under systemd, plain lines elsewhere; json: an object a line"""
+    log_file: LogFile | None = None
+    """file to log to, in place of stderr or the journal"""
+    log_file_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    """size at which log_file is rotated, in MB (10^6 bytes); 0 = never, for logrotate"""
+    log_file_count: Annotated[int, Field(ge=1, le=1000)] = 5
+    """rotated files that are kept: log_file.1 is the latest"""
     debug: bool = False
-    """log in detail"""
+    """the same as log_level = "debug" (the old script's key)"""
 
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
@@ -323,6 +342,12 @@ class Config(_Model):
     def origin(self, *path: str | int) -> Origin:
         """What set a value: ``origin("batch_size")``, ``origin("inbox", 0, "outbox")``."""
         return self._origins.of(path)
+
+    def log_settings(self) -> dict[str, Any]:
+        """The arguments of `phi4d.log.configure`."""
+        keys = {"log_level", "log_format", "log_file", "log_file_mb", "log_file_count"}
+        settings = self.model_dump(include=keys)
+        return {**settings, "log_level": "debug"} if self.debug else settings
 
     @property
     def store_path(self) -> Path:

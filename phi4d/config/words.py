@@ -124,6 +124,7 @@ def _number(kind: type, marks: Iterable[Any], measure: str) -> str:
 
 _CHECKED: dict[Callable[..., Any], str] = {
     keys._to_path: "the path of a folder",
+    keys._to_log_file: "the path of a file",
     keys._to_outbox: f'the path of a folder, or "{keys.BESIDE}"',
     keys._not_empty: "some text",
     keys._to_devices: '"auto", "cuda", "cpu", or a list such as "cuda:0,cuda:1" or "cpu,cpu"',

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from phi4d import events
+
 log = logging.getLogger(__name__)
 
 
@@ -25,7 +27,12 @@ class Troubles:
         before = known.get(what)
         known[what] = text
         if before is None:
-            log.warning('inbox "%s": %s', inbox, text)
+            log.warning(
+                'inbox "%s": %s',
+                inbox,
+                text,
+                extra=events.INBOX_TROUBLED(inbox=inbox, fault="environment", reason=text),
+            )
         if before != text:
             self._tell(inbox)
 
@@ -33,7 +40,7 @@ class Troubles:
         """A thing works, and if it had been in trouble, this is said."""
         known = self._known.get(inbox)
         if known and known.pop(what, None) is not None:
-            log.warning('inbox "%s": %s', inbox, text)
+            log.warning('inbox "%s": %s', inbox, text, extra=events.INBOX_HEALED(inbox=inbox))
             self._tell(inbox)
 
     def forget(self, inbox: str) -> None:

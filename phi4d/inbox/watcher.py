@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from phi4d import events
 from phi4d.errors import EnvironmentFault
 from phi4d.inbox import watches
 from phi4d.inbox.intake import Intake
@@ -371,7 +372,10 @@ class Watcher(threading.Thread):
 
     def _overflowed(self) -> None:
         self._meter.overflowed()
-        log.info("more happened in the inboxes than the kernel keeps: they are compared anew")
+        log.info(
+            "more happened in the inboxes than the kernel keeps: they are compared anew",
+            extra=events.EVENTS_OVERFLOWED(),
+        )
         self._settler.doubt()
         for place in self._places.values():
             if not place.polled:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from phi4d import events
 from phi4d.errors import PASSING, ConfigError, EnvironmentFault
 
 log = logging.getLogger(__name__)
@@ -160,6 +161,7 @@ def open_store(path: Path, *, anew: bool = True) -> sqlite3.Connection:
                 path,
                 error,
                 aside,
+                extra=events.STORE_SET_ASIDE(),
             )
             return _open(path)
     except sqlite3.Error as error:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+from phi4d import events
 from phi4d.engine import Engine
 from phi4d.engine.resident import Resident
 from phi4d.errors import DeviceError, DeviceLost, Stopped
@@ -184,7 +185,12 @@ class Asking:
             asked = min(asked, rung.size or self._engine.max_crops)
         below = self._ladder.down(kind, len(call), asked)
         if below is not None:
-            log.warning("%s; from now on %s", error, words(kind, below))
+            log.warning(
+                "%s; from now on %s",
+                error,
+                words(kind, below),
+                extra=events.DEVICE_FULL(device=self._engine.device, fault="device"),
+            )
             return
         ((task, _),) = call
         if self._slots.refuse(task.job.id, self._engine.device):

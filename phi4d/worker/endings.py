@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from phi4d import outputs
+from phi4d import events, outputs
 from phi4d.errors import DecoderDied, EnvironmentFault, FileChanged, FileError, SourceFault
 from phi4d.job import Fingerprint, Job, Kind, Result, State, printable
 from phi4d.meter import Meter, Phase
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 DECODER_TRIES = 2  # a file that kills its decode process so often is at fault
 STORE_SECONDS = 1.0  # how often a store that cannot be written is tried again
+_NAMES = {Kind.IMAGE: "picture", Kind.AUDIO: "recording"}
 
 
 def _no_fault(inbox: str) -> str | None:  # noqa: ARG001 -- nobody watches
@@ -142,6 +143,7 @@ class Endings:
             self.put_back([task], count=False)
             return
         self._persist(self._store.drop, task.job, str(error))
+        task.log.info("set aside %s: %s", task.name, error, extra=events.FILE_DROPPED())
         self._ended(task, None, f"set aside: {error}", State.DROPPED)
         self._surroundings.changed(task.job.inbox, task.job.path)
 
@@ -170,14 +172,23 @@ class Endings:
 
     def try_again(self, inbox: str) -> None:
         """End the pause of an inbox for which nothing is to be done, if it could be done."""
-        if self.can_go_on(inbox) and self._pauses.resume(inbox):
-            log.warning('inbox "%s": works again', inbox)
+        if self.can_go_on(inbox):
+            self._resume(inbox)
 
     def pause(self, inbox: str, fault: EnvironmentFault) -> None:
         """Let an inbox wait for its surroundings to be mended."""
         if self._pauses.pause(inbox, str(fault), self._clock()):
             self._meter.paused(inbox)
-            log.warning('inbox "%s" pauses, nothing is lost: %s', inbox, fault)
+            log.warning(
+                'inbox "%s" pauses, nothing is lost: %s',
+                inbox,
+                fault,
+                extra=events.INBOX_PAUSED(inbox=inbox, fault=fault.fault, reason=str(fault)),
+            )
+
+    def _resume(self, inbox: str) -> None:
+        if self._pauses.resume(inbox):
+            log.warning('inbox "%s": works again', inbox, extra=events.INBOX_RESUMED(inbox=inbox))
 
     def done(self, task: Task, result: Result, *, reused_from: str = "") -> None:
         """Make the sidecars durable, then the end of the job."""
@@ -193,15 +204,19 @@ class Endings:
             beside=task.rule.outbox == task.rule.path,
         )
         self._meter.spent(Phase.WRITE, task.job.kind, self._meter.clock() - began)
-        if self._pauses.resume(task.job.inbox):
-            log.warning('inbox "%s": works again', task.job.inbox)
-        how = f"copied from {reused_from}" if reused_from else f"{result.new_tokens} tokens"
+        self._resume(task.job.inbox)
+        tokens = None if reused_from else result.new_tokens
+        how = f"copied from {reused_from}" if reused_from else f"{tokens} tokens on {result.device}"
+        output = printable(paths[0])
         self._finish(
             task,
             result,
-            f"{result.kind}, {result.seconds:.1f} s, {how}, {result.device} "
-            f"→ {printable(paths[0])}",
+            f"{_NAMES[result.kind]}, {result.seconds:.1f} s, {how} → {output}",
             copied=bool(reused_from),
+            seconds=round(result.seconds, 3),
+            tokens=tokens,
+            output=output,
+            reused_from=reused_from,
         )
 
     def done_before(self, task: Task) -> bool:
@@ -224,7 +239,9 @@ class Endings:
             )
         return task.ended
 
-    def _finish(self, task: Task, result: Result, words: str, *, copied: bool) -> None:
+    def _finish(
+        self, task: Task, result: Result, words: str, *, copied: bool, **fields: Any
+    ) -> None:
         reusable = task.digest and result.is_whole
         due = task.rule.originals != "leave"
         is_told = self._persist(
@@ -234,6 +251,8 @@ class Endings:
             question=task.question,
             original=due,
         )
+        extra = events.FILE_DONE(kind=str(result.kind), **fields)
+        task.log.info("done %s: %s", task.name, words, extra=extra)
         self._ended(task, result, f"done: {words}", State.DONE, copied=copied)
         if due and is_told:
             self._originals.settle(task.job, State.DONE, task.rule, self._beat)
@@ -267,7 +286,9 @@ class Endings:
         due = fault == FileError.fault and task.rule.failed_dir is not None
         is_told = self._persist(self._store.fail, task.job, fault, reason, phase, original=due)
         self._meter.fault(task.job.inbox, fault, failed=True)
-        self._ended(task, None, f"failed: {reason}", State.FAILED, fault)
+        extra = events.FILE_FAILED(fault=fault, phase=phase, reason=reason)
+        task.log.error("failed %s: %s", task.name, reason, extra=extra)
+        self._ended(task, None, f"failed: {reason}", State.FAILED)
         if due and is_told:
             self._originals.settle(task.job, State.FAILED, task.rule, self._beat)
 
@@ -291,7 +312,8 @@ class Endings:
         """Try a job again later: after longer each time, but never after more than minutes."""
         wait = backoff(task.job.waits, self._retry_seconds)
         level = logging.WARNING if task.job.waits == 0 else logging.DEBUG
-        task.log.log(level, "%s: %s; next try in %.0f s", task.name, reason, wait)
+        extra = events.FILE_PUT_OFF(fault=fault, reason=reason)
+        task.log.log(level, "%s: %s; next try in %.0f s", task.name, reason, wait, extra=extra)
         self._meter.fault(task.job.inbox, fault, failed=False)
         task.ended = True
         self._persist(
@@ -317,7 +339,6 @@ class Endings:
         result: Result | None,
         words: str,
         state: State,
-        fault: str = "",
         *,
         copied: bool = False,
     ) -> None:
@@ -330,10 +351,6 @@ class Endings:
             state,
             copied=copied,
             audio_seconds=task.facts.get("duration", 0.0) if heard else 0.0,
-        )
-        level = logging.ERROR if state is State.FAILED else logging.INFO
-        task.log.log(
-            level, "%s: %s", task.name, words, extra={"PHI4D_FAULT": fault} if fault else {}
         )
         if self._on_result:
             self._on_result(task.job, result, words)

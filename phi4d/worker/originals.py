@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from phi4d import events
 from phi4d.errors import EnvironmentFault, FileChanged, Stopped
 from phi4d.job import Job, State, display_name, printable
 from phi4d.notices import Notices
@@ -133,12 +134,23 @@ class Originals:
         except EnvironmentFault as fault:
             if self._faults.get(job.inbox) != str(fault):
                 self._faults[job.inbox] = str(fault)
-                log.warning('inbox "%s": originals stay for now: %s', job.inbox, fault)
+                log.warning(
+                    'inbox "%s": originals stay for now: %s',
+                    job.inbox,
+                    fault,
+                    extra=events.ORIGINALS_STAY(
+                        inbox=job.inbox, fault=fault.fault, reason=str(fault)
+                    ),
+                )
                 self._notices.say(job.inbox, "originals", str(fault))
             raise
         self._store.settle_original(job, became, place)
         if self._faults.pop(job.inbox, None):
-            log.warning('inbox "%s": originals are moved again', job.inbox)
+            log.warning(
+                'inbox "%s": originals are moved again',
+                job.inbox,
+                extra=events.ORIGINALS_GO(inbox=job.inbox),
+            )
             self._notices.say(job.inbox, "originals", None)
         log.debug(
             "%s: its original was %s%s",

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 
+from phi4d import events
 from phi4d import log as logs
 from phi4d.engine import Engine
 from phi4d.engine.resident import Resident
@@ -192,9 +193,19 @@ class Worker(threading.Thread):
         except BaseException as error:
             self.error = error
             if isinstance(error, Phi4dError):
-                log.error("%s: %s", self._engine.device, error)  # noqa: TRY400 -- foreseen
+                event = events.DEVICE_LOST if isinstance(error, DeviceLost) else events.ENDED_BADLY
+                log.error(  # noqa: TRY400 -- foreseen
+                    "%s: %s",
+                    self._engine.device,
+                    error,
+                    extra=event(device=self._engine.device, fault=error.fault),
+                )
             else:
-                log.exception("%s: the worker ended unexpectedly", self._engine.device)
+                log.exception(
+                    "%s: the worker ended unexpectedly",
+                    self._engine.device,
+                    extra=events.ENDED_BADLY(device=self._engine.device, fault="internal"),
+                )
 
     def _take(self) -> list[Task]:
         """Claim what comes next; empty when there is nothing to do."""
@@ -264,7 +275,11 @@ class Worker(threading.Thread):
             raise
         except Exception as error:
             names = ", ".join(task.name for task in tasks if not task.ended)
-            log.exception("%s: unexpected error", names)
+            # what is foreseen says in its words all that there is to say
+            trace = None if isinstance(error, Phi4dError) else error
+            log.error(  # noqa: TRY400 -- it has its traceback where it needs one
+                "%s: unexpected error: %s", names, error, exc_info=trace
+            )
             self._endings.unexpected(tasks, error)
         finally:
             pieces.close()

@@ -101,7 +101,7 @@ def main() -> int:
     for _ in range(args.busy):
         threading.Thread(target=hold_up, daemon=True).start()
     settled = config.load(config=args.config, environ={})
-    log.setup(logging.DEBUG if settled.debug else logging.INFO)
+    log.configure(**settled.log_settings())
     try:
         return daemon.run(settled, once=args.once, daemon=daemon.Daemon(settled, engines=engines))
     except Phi4dError as error:  # as the command line does

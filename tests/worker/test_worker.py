@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import threading
 import weakref
@@ -123,7 +124,10 @@ class TestWork:
             desk.start(FakeEngine(answer=lambda request: "a secret"))
             desk.wait_for(1)
         (record,) = [r for r in caplog.records if "done" in r.getMessage()]
-        assert record.getMessage().startswith("in/a.png: done: image, ")
+        assert re.fullmatch(
+            rf"done in/a\.png: picture, \d\.\d s, \d+ tokens on cpu → {desk.outbox}/a\.png\.txt",
+            record.getMessage(),
+        )
         assert record.PHI4D_FILE == "a.png"  # type: ignore[attr-defined]
         assert "secret" not in caplog.text
 
@@ -150,7 +154,7 @@ class TestFilesAtFault:
         desk.start(FakeEngine())
         desk.wait_for(2)
         assert desk.counts() == {"done": 1, "failed": 1}
-        assert f"in/{name}: failed: " in caplog.text
+        assert f"failed in/{name}: " in caplog.text
         assert not (desk.outbox / f"{name}.txt").exists()
 
     def test_a_file_that_is_gone_is_set_aside(
@@ -518,7 +522,7 @@ class TestMemory:
             "needs more memory than any device has, even alone and with at most 4 crops: give the "
             'device more, set quantization = "4bit", or make the file smaller (cuda:'
         ) in words["large.png"]
-        (record,) = [r for r in caplog.records if "failed: needs" in r.getMessage()]
+        (record,) = [r for r in caplog.records if "failed in/large.png: needs" in r.getMessage()]
         assert record.PHI4D_FAULT == "device"  # type: ignore[attr-defined]
         assert not (desk.outbox / "large.png.txt").exists()
 
