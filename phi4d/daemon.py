@@ -33,19 +33,22 @@ from phi4d.media.pool import DecodePool
 from phi4d.media.probe import inspect, kind_of
 from phi4d.meter import Meter
 from phi4d.notices import Notices
-from phi4d.notify import notify, watchdog_seconds
+from phi4d.notify import more_time, notify
 from phi4d.outputs import atomic, told
 from phi4d.scheduler import Pauses
 from phi4d.signals import STOP_SIGNALS
 from phi4d.slots import Slots
 from phi4d.store import Store
 from phi4d.task import Rule
+from phi4d.vigil import Vigil
 from phi4d.worker import Originals, Surroundings, Worker
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
 STATUS_SECONDS = 5.0
+WATCHER_SECONDS = 10.0  # at a stop; where a file system does not answer, it cannot end
+STOP_SECONDS = 60.0  # beside stop_seconds: to put files back, and to let the devices go
 
 
 def make_pool(config: Config, meter: Meter | None = None) -> DecodePool:
@@ -133,7 +136,7 @@ class Daemon:
         self._control: control.Server | None = None
         self._desk: Desk | None = None
         self._cleanup = contextlib.ExitStack()
-        self._hung = False
+        self._vigil = Vigil(self._notices, lambda: self._config.hang_seconds)
         self._said = ""
         self._outboxes = {box.name: os.fsencode(box.outbox_root()) for box in self._boxes}
         self._becomes = {box.name: box.originals for box in self._boxes}
@@ -266,6 +269,11 @@ class Daemon:
         while not self._watcher.armed.wait(TICK_SECONDS):
             if not self._watcher.is_alive():
                 raise ConfigError("the inboxes cannot be watched; the log says why")
+            if signal.sigpending() & STOP_SIGNALS:
+                raise Stopped("told to stop while the inboxes were looked through")
+            silent = self._vigil.listen_to(self._watcher, time.monotonic())
+            doing = f"waiting for inbox {silent}" if silent else "looking through the inboxes"
+            notify(f"STATUS={doing}\n{more_time()}")
         return self._watcher
 
     def _start_workers(self, pool: DecodePool, watcher: Watcher) -> None:
@@ -334,16 +342,18 @@ class Daemon:
             log.warning("%s", words)
 
     def _tick(self, now: float, *, once: bool) -> int | None:
-        dead = [worker for worker in self._workers if not worker.is_alive()]
-        if dead or self._watcher is None or not self._watcher.is_alive():
+        watcher = self._watcher
+        threads = (*self._workers, watcher, self._control)
+        dead = [thread for thread in threads if thread and not thread.is_alive()]
+        if dead or watcher is None:
             log.error(
                 "%s ended; phi4d stops",
                 dead[0].name if dead else "the watcher",
                 extra=events.ENDED_BADLY(),
             )
-            lost = any(isinstance(worker.error, DeviceLost) for worker in dead)
+            lost = any(isinstance(worker.error, DeviceLost) for worker in self._workers)
             return EXIT_DEVICE if lost else EXIT_FAILURE
-        self._feed_watchdog(now)
+        self._vigil.look(now, self._workers, watcher)
         self._notices.say_all("outbox", self._pauses.reasons())
         self._notices.flush(self._store.notice)
         logs.tick(self._waiting)
@@ -353,8 +363,8 @@ class Daemon:
             paused = sorted({*self._pauses.reasons(), *self._pauses.held()})
             rate = f"{self._meter.rates().total_per_minute:.0f} files/min"
             notify("STATUS=" + status.line(self._store.counts(), paused, models, rate))
-        if once and self._watcher.caught_up.is_set():
-            return self._leave(self._watcher, now)
+        if once and watcher.caught_up.is_set():
+            return self._leave(watcher, now)
         return None
 
     def _waiting(self) -> int:
@@ -394,27 +404,16 @@ class Daemon:
             log.error("%s", words)
         return EXIT_LATER if left else EXIT_OK
 
-    def _feed_watchdog(self, now: float) -> None:
-        hung = [w for w in self._workers if now - w.last_beat > self._config.hang_seconds]
-        if hung and not self._hung:
-            log.error(
-                "%s: no sign of life for %.0f s; the service manager is left to restart phi4d",
-                hung[0].name,
-                now - hung[0].last_beat,
-                extra=events.WORKER_HUNG(device=hung[0].name.removeprefix("worker ")),
-            )
-        self._hung = bool(hung)
-        if not hung and watchdog_seconds():
-            notify("WATCHDOG=1")
-
     def stop(self) -> None:
         """Stop in order: orders, inboxes, workers, outputs, store. Idempotent."""
-        notify("STOPPING=1")
+        notify(f"STOPPING=1\n{more_time(self._config.stop_seconds + STOP_SECONDS)}")
         if self._desk is not None:
             self._desk.stopping = True
         if self._watcher is not None:
             self._watcher.stop()
-            self._watcher.join()
+            self._watcher.join(WATCHER_SECONDS)
+            if self._watcher.is_alive():
+                log.warning("the watcher does not end, it waits for a file system; phi4d stops")
             self._watcher = None
         for worker in self._workers:
             worker.stop()

@@ -23,7 +23,7 @@ from phi4d.engine.placement import wants_gpus
 from phi4d.engine.plan import Slot, Wishes, plan
 from phi4d.engine.resident import Resident
 from phi4d.errors import EnvironmentFault, Stopped
-from phi4d.notify import notify
+from phi4d.notify import GettingOn, more_time, notify
 from phi4d.signals import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
@@ -132,10 +132,7 @@ def make_engines_when_free(config: Config) -> Iterator[Engine]:
                     extra=events.MEMORY_WAITED_FOR(fault=fault.fault, reason=str(fault)),
                 )
             told = str(fault)
-            notify(
-                f"STATUS=waiting for memory: {told.splitlines()[0]}\n"
-                f"EXTEND_TIMEOUT_USEC={int((BUSY_SECONDS + 60) * 1e6)}"
-            )
+            notify(f"STATUS=waiting for memory: {told.splitlines()[0]}\n{more_time()}")
         else:
             yield from engines
             return
@@ -254,9 +251,11 @@ class _Progress:
         self._lock = threading.Lock()
         self._files: dict[int, str] = {}
         self._told = time.monotonic()
+        self._words = ""
+        self._getting_on = GettingOn()
 
     def listener(self, number: int, slot: Slot) -> Callable[[int, int], None]:
-        """For one slot; raises `Stopped` when loading was given up."""
+        """For one slot, to be called at every step; raises `Stopped` when loading was given up."""
 
         def listen(done: int, of: int) -> None:
             if self.cancelled.is_set():
@@ -267,9 +266,13 @@ class _Progress:
                     return  # asked before each tensor, only to be told of a stop
                 self._files[number] = now_read
                 words = "loading " + ", ".join(self._files[key] for key in sorted(self._files))
+                news, self._words = words != self._words, words
                 now = time.monotonic()
-                aloud = now - self._told >= QUIET_SECONDS
+                aloud = news and now - self._told >= QUIET_SECONDS
                 self._told = now if aloud else self._told
+            self._getting_on()
+            if not news:
+                return
             notify(f"STATUS={words}")
             log.log(logging.INFO if aloud else logging.DEBUG, "%s", words)
 

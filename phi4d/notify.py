@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
+from collections.abc import Callable
+
+PATIENCE_SECONDS = 300.0  # what a start may be silent for; TimeoutStartSec of the unit is the same
+BEG_SECONDS = 1.0  # between two requests for more time
 
 
 def notify(state: str) -> bool:
@@ -26,6 +32,35 @@ def notify(state: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def more_time(seconds: float = PATIENCE_SECONDS) -> str:
+    """The state that asks for so much time, from now on, to start or to stop in."""
+    return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"
+
+
+class GettingOn:
+    """Asks for more time as long as something long gets on; whoever hangs asks no more.
+
+    Any thread may call it.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        """Another step was made. The service manager is asked once a second at most."""
+        with self._lock:
+            now = self._clock()
+            if now < self._next:
+                return
+            self._next = now + BEG_SECONDS
+        notify(more_time())
 
 
 def watchdog_seconds() -> float | None:

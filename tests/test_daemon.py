@@ -21,13 +21,14 @@ from typing import Any
 import pytest
 
 from phi4d import config as configuration
-from phi4d import control, errors
+from phi4d import control, errors, vigil
 from phi4d import daemon as house
 from phi4d.config import Config
 from phi4d.daemon import Daemon
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import ConfigError, DeviceLost, EnvironmentFault
+from phi4d.inbox import place, watcher
 from phi4d.job import Job, Result, Sampling
 from phi4d.store import Reader
 
@@ -598,8 +599,10 @@ class TestServiceManager:
                 } <= set(told):
                     told.append(manager.recv(1000).decode())
                 process.send_signal(signal.SIGTERM)
-                while told[-1] != "STOPPING=1":
+                while not told[-1].startswith("STOPPING=1"):
                     told.append(manager.recv(1000).decode())
+                # stop_seconds, and then some: more than TimeoutStopSec may be
+                assert told[-1] == "STOPPING=1\nEXTEND_TIMEOUT_USEC=80000000"
                 assert process.wait(WAIT_SECONDS) == 0
 
     def test_a_hung_worker_starves_the_watchdog_and_is_named(
@@ -611,8 +614,8 @@ class TestServiceManager:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         told: list[str] = []
-        monkeypatch.setattr(house, "notify", told.append)
-        monkeypatch.setattr(house, "watchdog_seconds", lambda: 30.0)
+        monkeypatch.setattr(vigil, "notify", told.append)
+        monkeypatch.setattr(vigil, "watchdog_seconds", lambda: 30.0)
         make_picture(tmp_path / "in/a.png")
         engine = FakeEngine(gate=threading.Event(), hung=True)
         opened = open_house("hang_seconds = 0.001", engine)
@@ -629,6 +632,80 @@ class TestServiceManager:
             worker.beat()
             opened.daemon._config = opened.daemon._config.model_copy(update={"hang_seconds": 99.0})
             opened.daemon.tick()
+
+    def test_an_inbox_that_does_not_answer_is_said_and_the_watchdog_fed(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # given a file system that does not answer when it is asked for an inbox
+        answers, asked = threading.Event(), threading.Event()
+
+        def hang(path: bytes) -> place.State:
+            asked.set()
+            answers.wait(WAIT_SECONDS)
+            return place.examine(path)
+
+        told: list[str] = []
+        monkeypatch.setattr(vigil, "notify", told.append)
+        monkeypatch.setattr(vigil, "watchdog_seconds", lambda: 30.0)
+        opened = open_house("hang_seconds = 0.2")
+        (worker,) = opened.daemon._workers
+        monkeypatch.setattr(watcher, "examine", hang)
+        try:
+            opened.daemon._watcher.rescan()  # type: ignore[union-attr]
+            assert asked.wait(WAIT_SECONDS)
+            while "its file system has not answered" not in caplog.text:
+                opened.daemon.tick()
+            told.clear()
+            worker.beat()
+            # when
+            assert opened.daemon.tick() is None
+            # then
+            assert told == ["WATCHDOG=1"]
+            reader = Reader(tmp_path / "state/jobs.sqlite3")
+            (notice,) = reader.notices()
+            reader.close()
+            assert (notice.inbox, notice.text[:32]) == ("in", "its file system has not answered")
+        finally:
+            answers.set()
+        while 'inbox "in": its file system answers again' not in caplog.text:
+            opened.daemon.tick()
+
+    @pytest.mark.parametrize("room", ["_watcher", "_control"])
+    def test_a_thread_that_ended_ends_the_daemon(
+        self, open_house: Callable[..., House], room: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        opened = open_house()
+        thread = getattr(opened.daemon, room)
+        thread.stop()
+        thread.join()
+        assert opened.daemon.tick() == errors.EXIT_FAILURE
+        assert f"{thread.name} ended; phi4d stops" in caplog.text
+
+    def test_more_time_is_asked_for_while_the_inboxes_are_looked_through(
+        self,
+        open_house: Callable[..., House],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # given a listing that goes on once somebody has asked
+        asked, told = threading.Event(), list[str]()
+
+        def hear(state: str) -> None:
+            told.append(state)
+            asked.set()
+
+        def slow(path: bytes) -> place.State:
+            assert asked.wait(WAIT_SECONDS)
+            return place.examine(path)
+
+        monkeypatch.setattr(house, "TICK_SECONDS", 0.01)
+        monkeypatch.setattr(house, "notify", hear)
+        monkeypatch.setattr(watcher, "examine", slow)
+        open_house()
+        assert told[0] == "STATUS=looking through the inboxes\nEXTEND_TIMEOUT_USEC=300000000"
 
 
 def test_the_log_does_not_tell_what_pictures_show(

@@ -46,7 +46,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "task",
         }
     ),
-    frozenset({"desk", "loading", "worker"}),
+    frozenset({"desk", "loading", "vigil", "worker"}),
     frozenset({"daemon"}),
     frozenset({"doctor", "explain", "oneshot", "orders", "trial", "model"}),
     frozenset({"cli"}),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from phi4d import demo, loading
+from phi4d import demo, loading, notify
 from phi4d.config import Config
 from phi4d.engine.fake import FakeEngine
 from phi4d.engine.plan import Device, Slot, Wishes
@@ -78,8 +78,24 @@ class TestSideBySide:
             return FakeEngine(device=slot.device)
 
         two(load)
+        assert manager.recv(999) == b"EXTEND_TIMEOUT_USEC=300000000"
         assert manager.recv(999) == b"STATUS=loading 3/5 shards on cpu"
         assert manager.recv(999) == b"STATUS=loading 3/5 shards on cpu, 3/5 shards on cuda:0"
+
+    def test_within_a_large_file_the_service_manager_is_asked_for_more_time(
+        self, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(notify, "BEG_SECONDS", 0.0)
+
+        def load(slot: Slot, progress: Callable[[int, int], None]) -> FakeEngine:
+            progress(0, 1)
+            progress(0, 1)  # the first tensor
+            return FakeEngine()
+
+        loading.side_by_side([CPU], load, "m")
+        assert manager.recv(999) == b"EXTEND_TIMEOUT_USEC=300000000"
+        assert manager.recv(999) == b"STATUS=loading 0/1 shards on cpu"
+        assert manager.recv(999) == b"EXTEND_TIMEOUT_USEC=300000000"
 
     def test_slow_files_are_told_in_the_log_and_fast_ones_are_not(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -172,7 +188,7 @@ class TestBusyDevices:
         (line,) = [r.getMessage() for r in caplog.records]
         assert line == "nothing is lost, phi4d waits until there is room: cuda:0 has 1 GB"
         assert manager.recv(999) == (
-            b"STATUS=waiting for memory: cuda:0 has 1 GB\nEXTEND_TIMEOUT_USEC=60000000"
+            b"STATUS=waiting for memory: cuda:0 has 1 GB\nEXTEND_TIMEOUT_USEC=300000000"
         )
 
     def test_what_waiting_does_not_mend_is_not_waited_for(self, attempts: list[object]) -> None:

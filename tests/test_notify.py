@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit import Clock
 
-from phi4d.notify import notify, watchdog_seconds
+from phi4d.notify import GettingOn, notify, watchdog_seconds
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -61,3 +62,17 @@ def test_the_watchdogs_wish_is_read(
     if pid:
         environment.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
     assert watchdog_seconds() == seconds
+
+
+def test_more_time_is_asked_for_once_a_second_while_something_gets_on(
+    manager: socket.socket, clock: Clock
+) -> None:
+    getting_on = GettingOn(clock)
+    for seconds in (0.0, 0.5, 0.6, 0.1):
+        clock.advance(seconds)
+        getting_on()
+    assert manager.recv(100) == b"EXTEND_TIMEOUT_USEC=300000000"
+    assert manager.recv(100) == b"EXTEND_TIMEOUT_USEC=300000000"
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.recv(100)

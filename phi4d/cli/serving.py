@@ -60,9 +60,12 @@ def run(
         refuse("--outbox goes with --inbox")
     with Refusals(EXIT_LATER):
         settled = load(config, config_file, options)
+        import faulthandler
+
         from phi4d import daemon, log
 
         log.configure(**settled.log_settings())
+        faulthandler.enable()  # a hang that the service manager ends says where each thread was
         code = daemon.run(settled, once=once)
     raise typer.Exit(code)
 

@@ -82,6 +82,8 @@ class Watcher(threading.Thread):
     Attributes:
         armed: set when the watches are in place.
         caught_up: set while everything that was noticed has been handed on.
+        last_beat: monotonic seconds of the last sign of life.
+        looks_at: the inbox that it looks at, or looked at last.
     """
 
     def __init__(
@@ -105,6 +107,8 @@ class Watcher(threading.Thread):
         self._meter = meter or Meter()
         self.armed = threading.Event()
         self.caught_up = threading.Event()
+        self.last_beat = clock()
+        self.looks_at = roots[0].name if roots else ""
         self._places = {root.name: Place(root) for root in roots}
         self._rescan_seconds = rescan_seconds
         self._poll_seconds = poll_seconds
@@ -230,6 +234,7 @@ class Watcher(threading.Thread):
             self._check(place)
             if place.state is not None and not place.polled:
                 for _ in self._list(place, files=False):
+                    self.last_beat = self._clock()
                     if self._stopping.is_set():
                         return
         self._next_check = self._clock() + CHECK_SECONDS
@@ -249,6 +254,7 @@ class Watcher(threading.Thread):
         Args:
             longest: seconds to wait at most if there is nothing to do.
         """
+        self.last_beat = self._clock()
         self._wait(min(longest, self._leisure()))
         self._make_change()
         self._serve_requests()
@@ -472,6 +478,7 @@ class Watcher(threading.Thread):
         steps = walk(place.root.path, place.root.rules, below, visitor)
         while True:
             time_before = self._clock()
+            self.looks_at = place.name
             batch = next(steps, None)
             if batch is None or place.state is not state:
                 break
@@ -532,6 +539,7 @@ class Watcher(threading.Thread):
 
     def _check(self, place: Place) -> None:
         """Notice that a root is missing, back, or another folder than before."""
+        self.looks_at = place.name
         now = examine(place.root.path)
         if place.state is not None and place.state.identity == now.identity and not now.fault:
             return

@@ -21,6 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from phi4d.errors import Phi4dError
@@ -35,6 +36,7 @@ PROGRESS_S = 1.0
 """how often a process that has no piece to send yet says that it is alive, in seconds"""
 _HASH_BYTES = 1 << 20  # read at once; the page cache gives no more for larger ones
 _NICENESS = 5  # decoding is ahead of the model; the threads that feed it go first
+_OOM_SCORE = 500  # of 1000, see proc(5): any user may raise it
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
 
@@ -67,6 +69,7 @@ def harden(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(_NICENESS)
+    _die_first()
     _silence(1)
 
 
@@ -84,6 +87,12 @@ def _die_with_parent(lifeline: int) -> None:
     poll.register(lifeline, 0)
     if poll.poll(0):  # it was closed before we listened
         os._exit(0)
+
+
+def _die_first() -> None:
+    """Where memory is short, the kernel kills this process rather than the one with the model."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(_OOM_SCORE))
 
 
 def _silence(descriptor: int) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from phi4d import events
 from phi4d.errors import PASSING, ConfigError, EnvironmentFault
+from phi4d.notify import GettingOn
 
 log = logging.getLogger(__name__)
 
 SQLITE_VERSION = sqlite3.sqlite_version_info
+PROGRESS_OPCODES = 100_000  # of SQLite's machine, some milliseconds
 SCHEMA_VERSION = 4
 _TALLY = """
 CREATE TABLE tally (                        -- jobs by these three: counting them takes long
@@ -209,8 +211,11 @@ def _open(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA busy_timeout = 5000")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")  # NORMAL forgets 'done' at a power cut
+        # what takes long in a large store asks the service manager for more time
+        db.set_progress_handler(GettingOn(), PROGRESS_OPCODES)
         _check(db)
         _upgrade(db, path)
+        db.set_progress_handler(None, 0)
     except BaseException:
         db.close()
         raise

@@ -50,6 +50,7 @@ def test_it_has_given_up_what_it_does_not_need(process: DecodeProcess) -> None:
     }
     assert limits["Max address space"] == [str(3 * GIB)] * 2
     assert limits["Max core file size"] == ["0", "0"]
+    assert proc(process, "oom_score_adj") == "500\n"
 
 
 def test_it_knows_no_secrets_and_no_service_manager(process: DecodeProcess) -> None:
