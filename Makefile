@@ -22,13 +22,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 REFERENCE := $(VENV)/reference
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format clean install uninstall deb man
+.PHONY: help demo test system check lint format clean install uninstall deb man
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    install into $(VENV) and show the daemon at work on samples"
 	@echo "make test    install with the test extra; lint, types, tests, coverage"
 	@echo "make check   only the tests; ARGS go to pytest, JOBS is how many at a time ($(JOBS))"
+	@echo "make system  try the service in a small Debian of its own; wants root, takes minutes"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff put the code in order"
 	@echo "sudo make install    phi4d as a service; PREFIX ($(PREFIX)), DESTDIR, PYTHON, PIP_ARGS"
@@ -52,6 +53,10 @@ check: $(VENV)/.installed-test $(REFERENCE)/.installed
 ifeq ($(ARGS),)
 	@$(BIN)/coverage report
 endif
+
+# What it makes stays in build/system: a second time takes less.
+system: $(VENV)/.installed-test
+	@$(BIN)/python tests/system
 
 lint: $(VENV)/.installed-test
 	@$(BIN)/ruff check --quiet .
