@@ -73,6 +73,8 @@ AT_START = frozenset(
         # where the store, the lock and the control socket are
         "state_dir",
         "runtime_dir",
+        # where metrics are served
+        "metrics_listen",
     }
 )
 """Keys that are read once, when the daemon starts."""

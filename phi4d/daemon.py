@@ -172,6 +172,7 @@ class Daemon:
         store.forget_notices()
         self._make_folders()
         self._recover()
+        self._serve_metrics()
         self._take_orders()
         pool = make_pool(config, self._meter)
         self._cleanup.callback(pool.close)
@@ -244,6 +245,25 @@ class Daemon:
             log.warning("no orders can be taken, phi4d goes on without: %s", fault)
         else:
             self._control.start()
+
+    def _serve_metrics(self) -> None:
+        place = self._config.metrics_at
+        if place is None:
+            return
+        from phi4d import metrics  # its library is for those who want it
+
+        live = metrics.Live(
+            self._config.store_path,
+            self._meter,
+            self._pauses,
+            inboxes=lambda: {box.name: tuple(map(Kind, box.kinds)) for box in self._boxes},
+            engines=lambda: self._engines,
+            workers=lambda: self._workers,
+            watcher=lambda: self._watcher,
+        )
+        server = metrics.Server(place, metrics.registry(live))
+        self._cleanup.callback(server.stop)
+        server.start()
 
     def _model(self) -> str:
         return self._engines[0].model if self._engines else locate(self._config)[1]

@@ -86,6 +86,8 @@ class TestSources:
             text = "cuda:0, cpu"
         if key == "inbox":
             text = '[{"path": "/in", "outbox": "/out"}]'
+        if key == "metrics_listen":
+            text = "[::1]:9464"
         settled = load(tmp_path, None, {f"PHI4_{key.upper()}": text})
         assert key in settled.model_fields_set
 

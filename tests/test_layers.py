@@ -46,7 +46,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "task",
         }
     ),
-    frozenset({"desk", "loading", "vigil", "worker"}),
+    frozenset({"desk", "loading", "metrics", "vigil", "worker"}),
     frozenset({"daemon"}),
     frozenset({"doctor", "explain", "oneshot", "orders", "trial", "model"}),
     frozenset({"cli"}),
@@ -68,6 +68,7 @@ FENCES = {
     "patterns": {"pathspec"},
     "store": {"sqlite3"},
     "config": {"pydantic", "platformdirs"},
+    "metrics": {"prometheus_client"},
     "oneshot": {"httpx"},
     "log": {"systemd"},
 }

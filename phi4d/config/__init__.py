@@ -6,6 +6,7 @@ touches the folders that it names.
 """
 
 from phi4d.config.keys import BESIDE, Config, Inbox
+from phi4d.config.listen import Listen
 from phi4d.config.loading import SYSTEM_FILE, load, user_file
 
-__all__ = ["BESIDE", "SYSTEM_FILE", "Config", "Inbox", "load", "user_file"]
+__all__ = ["BESIDE", "SYSTEM_FILE", "Config", "Inbox", "Listen", "load", "user_file"]

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from phi4d.config.listen import Listen, listen
 from phi4d.config.origins import Origin, Origins
 from phi4d.config.places import KeyPath
 from phi4d.job import Kind
@@ -94,6 +95,10 @@ def _to_devices(value: str) -> str:
     return value
 
 
+def _to_listen(value: str) -> str:
+    return str(listen(value))
+
+
 Folder = Annotated[Path, BeforeValidator(_to_path)]
 LogFile = Annotated[Path, BeforeValidator(_to_log_file)]
 Outbox = Annotated[Path, BeforeValidator(_to_outbox)]
@@ -101,6 +106,7 @@ Text = Annotated[str, AfterValidator(_not_empty)]
 Devices = Annotated[str, AfterValidator(_to_devices)]
 Pattern = Annotated[str, AfterValidator(_to_pattern)]
 Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
+ListenAt = Annotated[str, AfterValidator(_to_listen)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -282,6 +288,10 @@ class Config(_Model):
     decode_memory_gb: Annotated[float, Field(ge=0.5, allow_inf_nan=False)] = 4.0
     """memory of one decode process at most, in GB (10^9 bytes)"""
 
+    metrics_listen: ListenAt | None = None
+    """where metrics are served for Prometheus: "127.0.0.1:9464", "[::1]:9464" or "unix:/PATH";
+    default: nowhere"""
+
     # the log
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """what is said: from debug, every detail, to error, only what failed"""
@@ -353,6 +363,11 @@ class Config(_Model):
     def store_path(self) -> Path:
         """The store's file."""
         return self.state_dir / "jobs.sqlite3"
+
+    @property
+    def metrics_at(self) -> Listen | None:
+        """Where metrics are served; None: nowhere."""
+        return None if self.metrics_listen is None else listen(self.metrics_listen)
 
     @property
     def control_path(self) -> Path:

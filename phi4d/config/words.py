@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from phi4d.config import keys
+from phi4d.config import listen as listening
 from phi4d.config.keys import Config, Inbox
 from phi4d.config.places import KeyPath
 
@@ -128,6 +129,7 @@ _CHECKED: dict[Callable[..., Any], str] = {
     keys._to_outbox: f'the path of a folder, or "{keys.BESIDE}"',
     keys._not_empty: "some text",
     keys._to_devices: '"auto", "cuda", "cpu", or a list such as "cuda:0,cuda:1" or "cpu,cpu"',
+    keys._to_listen: listening.EXPECTED,
     keys._to_pattern: "a pattern as in .gitignore",
 }
 

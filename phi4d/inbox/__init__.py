@@ -11,7 +11,17 @@ from phi4d.inbox.configured import roots
 from phi4d.inbox.place import Root
 from phi4d.inbox.rules import Rules, Verdict, worth_opening
 from phi4d.inbox.scan import explain
-from phi4d.inbox.watcher import Watcher
+from phi4d.inbox.watcher import Health, Watcher
 from phi4d.job import Inspection
 
-__all__ = ["Inspection", "Root", "Rules", "Verdict", "Watcher", "explain", "roots", "worth_opening"]
+__all__ = [
+    "Health",
+    "Inspection",
+    "Root",
+    "Rules",
+    "Verdict",
+    "Watcher",
+    "explain",
+    "roots",
+    "worth_opening",
+]

@@ -57,6 +57,20 @@ class _Change:
     made: threading.Event = field(default_factory=threading.Event)
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How an inbox is watched."""
+
+    usable: bool
+    """its folder is there and can be read"""
+    polled: bool
+    """it is looked through now and then in place of events"""
+    limited: bool
+    """the kernel has no watches for some of its folders, so that it is looked through as well"""
+    watches: int
+    """how many folders have a watch of the kernel's"""
+
+
 class Watcher(threading.Thread):
     """Watches all inboxes and hands complete files on.
 
@@ -203,9 +217,17 @@ class Watcher(threading.Thread):
         """How each inbox is watched: "inotify", "poll", or "poll" with its reason in brackets."""
         return {name: place.mode for name, place in self._places.items()}
 
-    def watched(self) -> dict[str, int]:
-        """How many folders of each inbox have a watch of the kernel's."""
-        return {name: self._watches.count(name) for name in self._places}
+    def health(self) -> dict[str, Health]:
+        """How each inbox is watched, as it was found last: nothing is looked at for it."""
+        return {
+            name: Health(
+                usable=place.state is not None,
+                polled=bool(place.polled),
+                limited=place.limited,
+                watches=self._watches.count(name),
+            )
+            for name, place in list(self._places.items())
+        }
 
     def _ring(self, *requests: tuple[str, bytes | None]) -> None:
         with self._lock:

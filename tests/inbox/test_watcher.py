@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from inboxkit import SETTLE, SETTLE_MAX, WAIT_SECONDS, Bench, Hands, needs_root, tmpfs, write
 
-from phi4d.inbox import Rules, Watcher
+from phi4d.inbox import Health, Rules, Watcher
 from phi4d.inbox.rules import IGNORE_FILE
 
 NAMES = [
@@ -368,7 +368,7 @@ class TestReconciliation:
         comparisons, seconds = numbers.comparisons["in"]
         assert comparisons == 2  # the first, and the one that made it good
         assert seconds > 0
-        assert bench.watcher.watched() == {"in": 2}
+        assert bench.watcher.health() == {"in": Health(True, False, False, 2)}
 
     def test_one_in_the_middle_of_a_comparison_makes_another(self, bench: Bench) -> None:
         bench.watcher.rescan()
@@ -549,6 +549,7 @@ class TestWatchLimit:
         bench = make_bench(poll_seconds=10.0)
         # then
         assert bench.watcher.modes() == {"in": "poll (watch limit)"}
+        assert bench.watcher.health() == {"in": Health(True, False, True, 3)}
         for n in range(5):
             write(folder / f"{n}/a.jpg")
         assert len(bench.after(SETTLE + 20)) == 5
