@@ -45,6 +45,10 @@ LIVE = frozenset(
         "max_megapixels",
         "max_frames",
         "max_duration_hours",
+        # hooks
+        "hook_seconds",
+        "webhook_secret_file",
+        "webhook_text",
         "debug",
         # nothing is to be done for these: only `phi4d process` reads them
         "image_url",
@@ -67,6 +71,8 @@ AT_START = frozenset(
         "quantization",
         "merge_adapters",
         "offload",
+        "on_idle",
+        "idle_unload_seconds",
         "user_prompt",
         "prompt_suffix",
         "assistant_prompt",
@@ -88,6 +94,8 @@ OF_INBOX = frozenset(
         "originals",
         "done_dir",
         "failed_dir",
+        "on_done",
+        "on_failed",
         "image_prompt",
         "speech_prompt",
     }

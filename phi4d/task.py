@@ -22,9 +22,14 @@ from phi4d.job import (
     Result,
     Sampling,
     Segment,
+    State,
     display_name,
 )
 from phi4d.ladder import parts, reduction, size
+
+
+Hook = str | tuple[str, ...]
+"""a webhook's URL, or a command with its arguments"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,14 @@ class Rule:
     """where files that are done are moved"""
     failed_dir: bytes | None = None
     """where files that are at fault are moved; None: they stay"""
+    on_done: Hook | None = None
+    """what is run or told when a file is done"""
+    on_failed: Hook | None = None
+    """the same when one has failed"""
+
+    def hook(self, state: State) -> Hook | None:
+        """What is run or told when a job has ended so."""
+        return {State.DONE: self.on_done, State.FAILED: self.on_failed}.get(state)
 
     def source(self, job: Job) -> bytes:
         """Where a job's file is."""

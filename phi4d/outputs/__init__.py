@@ -56,6 +56,19 @@ def write(
     return written
 
 
+def paths(outbox: bytes, path: bytes, *, failed: bool = False) -> list[bytes]:
+    """Where the sidecars of a file are, or would be: the text and the JSON, or the error record.
+
+    Args:
+        outbox: the outbox's root.
+        path: the source file's path below its inbox.
+        failed: whether its job failed.
+    """
+    folder, name = os.path.split(os.path.join(outbox, path))
+    suffixes = (names.ERROR,) if failed else (names.TEXT, names.RECORD)
+    return [os.path.join(folder, names.sidecar(name, suffix)) for suffix in suffixes]
+
+
 def clear_error(job: Job, outbox: bytes) -> None:
     """Remove the error record of a job whose sidecars are safe, if there is one.
 

@@ -43,6 +43,7 @@ CREATE TABLE paused (                       -- inboxes from which an operator le
     who        TEXT    NOT NULL,            -- the user who asked for it
     why        TEXT    NOT NULL             -- in that user's words; may be empty
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX job_hook ON job (inbox, state, id) WHERE hook = 'due';
 CREATE INDEX job_oldest ON job (inbox, coalesce(queued, added)) WHERE state = 'queued';
 """
 _INDEXES = """
@@ -87,6 +88,7 @@ CREATE TABLE job (
     original   TEXT,                        -- 'due' to be moved or deleted, 'moved', 'deleted', ...
     moved_to   BLOB,                        -- where to; any bytes
     queued     REAL,                        -- since when it waits; NULL: since it was added
+    hook       TEXT,                        -- 'due': what its inbox wants run at its end was not
     UNIQUE (inbox, path, inode, size, mtime_ns)
 ) STRICT;
 CREATE INDEX job_running ON job (id) WHERE state = 'running';
@@ -116,6 +118,7 @@ DROP TRIGGER IF EXISTS tally_update;
 DROP TRIGGER IF EXISTS tally_delete;
 DROP TABLE IF EXISTS tally;
 ALTER TABLE job ADD COLUMN queued REAL;
+ALTER TABLE job ADD COLUMN hook TEXT;
 """
     + _TALLY,
 }

@@ -21,7 +21,8 @@ from typing import Any, Self
 from phi4d.errors import EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Job, Kind, State
 from phi4d.store import reader
-from phi4d.store.rows import JOB_COLUMNS, Chosen, Paused, Row, job
+from phi4d.store.rows import JOB_COLUMNS, ROW_COLUMNS, Chosen, Paused, Row, job
+from phi4d.store.rows import row as whole_row
 from phi4d.store.schema import open_store
 
 ADD_ROWS = 2_000  # rows a transaction; a million files then take some 10 s
@@ -176,7 +177,7 @@ class Store:
             " content, question, original) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             # a version that had gone and is back begins anew
             f" ON CONFLICT DO UPDATE SET {_ANEW}, state = excluded.state, added = excluded.added,"
-            " queued = NULL, finished = excluded.finished, content = excluded.content,"
+            " queued = NULL, hook = NULL, finished = excluded.finished, content = excluded.content,"
             " kind = excluded.kind, question = excluded.question, original = excluded.original"
             f" WHERE {_GONE} RETURNING id",
             (
@@ -203,7 +204,7 @@ class Store:
             )
             db.execute(
                 "UPDATE job SET state = 'dropped', reason = 'a newer version followed',"
-                " finished = ?, original = NULL WHERE inbox = ? AND path = ? AND id <> ?"
+                " finished = ?, original = NULL, hook = NULL WHERE inbox = ? AND path = ? AND id <> ?"
                 " AND state NOT IN ('running', 'dropped')",
                 (now, a.inbox, a.path, job_id),
             )
@@ -258,6 +259,7 @@ class Store:
         content: bytes | None = None,
         question: bytes | None = None,
         original: bool = False,
+        hook: bool = False,
     ) -> bool:
         """Mark a running job as done; to be called when its sidecars are durable.
 
@@ -266,15 +268,31 @@ class Store:
             content: the hash of the file's bytes, if its answer may serve for others like it.
             question: what was asked.
             original: whether the source file is now to be moved or deleted.
+            hook: whether something is now to be run; see `hooks_due`.
         """
-        return self._end(job, State.DONE, content=content, question=question, original=original)
+        return self._end(
+            job, State.DONE, content=content, question=question, original=original, hook=hook
+        )
 
     def fail(
-        self, job: Job, fault: str, reason: str, phase: str = "", *, original: bool = False
+        self,
+        job: Job,
+        fault: str,
+        reason: str,
+        phase: str = "",
+        *,
+        original: bool = False,
+        hook: bool = False,
     ) -> bool:
-        """Give a running job up, with whose fault it was, why, and where."""
+        """Give a running job up, with whose fault it was, why, and where; see `finish`."""
         return self._end(
-            job, State.FAILED, fault=fault, reason=reason, phase=phase, original=original
+            job,
+            State.FAILED,
+            fault=fault,
+            reason=reason,
+            phase=phase,
+            original=original,
+            hook=hook,
         )
 
     def drop(self, job: Job, reason: str) -> bool:
@@ -292,11 +310,12 @@ class Store:
         content: bytes | None = None,
         question: bytes | None = None,
         original: bool = False,
+        hook: bool = False,
     ) -> bool:
         with self._write() as db:
             cursor = db.execute(
                 "UPDATE job SET state = ?, fault = ?, reason = ?, phase = ?, content = ?,"
-                " question = ?, original = ?, moved_to = NULL, fresh = 0, finished = ?"
+                " question = ?, original = ?, moved_to = NULL, fresh = 0, hook = ?, finished = ?"
                 " WHERE id = ? AND state = 'running'",
                 (
                     state,
@@ -306,6 +325,7 @@ class Store:
                     content,
                     question,
                     "due" if original else None,
+                    "due" if hook else None,
                     self._clock(),
                     job.id,
                 ),
@@ -408,6 +428,57 @@ class Store:
                 (became, moved_to, job.id),
             )
 
+    # ---- hooks
+
+    def hooks_due(
+        self, inbox: str, state: State, limit: int, without: Collection[int] = ()
+    ) -> list[Row]:
+        """Jobs of an inbox that ended so, whose hook has not been seen to, the oldest first.
+
+        Not before the source file is where it is to stay.
+
+        Args:
+            inbox: its name.
+            state: DONE or FAILED.
+            limit: how many at most.
+            without: ids of jobs to pass over; they do not count towards the limit.
+        """
+        with self._read() as db:
+            rows = db.execute(
+                f"SELECT {ROW_COLUMNS} FROM job WHERE hook = 'due' AND inbox = ? AND state = ?"
+                " AND original IS NOT 'due'"
+                " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?",
+                (inbox, state, json.dumps(list(without)), limit),
+            ).fetchall()
+        return [whole_row(row) for row in rows]
+
+    def settle_hook(self, row: Row) -> None:
+        """Note that a job's hook has been seen to; not if the job has ended anew since."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE job SET hook = NULL WHERE id = ? AND hook = 'due' AND finished IS ?",
+                (row.job.id, row.finished),
+            )
+
+    def forget_hooks(self, keep: Collection[tuple[str, State]]) -> int:
+        """At the start: what is due by a configuration that is no more.
+
+        Args:
+            keep: the inboxes and ends of jobs that have a hook.
+
+        Returns:
+            How many were forgotten.
+        """
+        with self._write() as db:
+            cursor = db.execute(
+                "UPDATE job SET hook = NULL WHERE hook = 'due' AND NOT EXISTS"
+                " (SELECT 1 FROM json_each(?) AS kept"
+                " WHERE json_extract(kept.value, '$[0]') = job.inbox"
+                " AND json_extract(kept.value, '$[1]') = job.state)",
+                (json.dumps([[inbox, state.value] for inbox, state in keep]),),
+            )
+        return cursor.rowcount
+
     # ---- what people ask for
 
     def retry(self, inbox: str, below: bytes = b"") -> Chosen:
@@ -469,7 +540,7 @@ class Store:
                     found = db.execute(f"SELECT id, path FROM job WHERE {these}", (*values, some))
                 else:
                     found = db.execute(
-                        "UPDATE job SET state = 'queued', original = NULL, queued = ?,"
+                        "UPDATE job SET state = 'queued', original = NULL, hook = NULL, queued = ?,"
                         f" {how}, {_ANEW} WHERE {these} RETURNING id, path",
                         (self._clock(), *values, some),
                     )
