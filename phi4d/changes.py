@@ -45,7 +45,13 @@ LIVE = frozenset(
         "max_megapixels",
         "max_frames",
         "max_duration_hours",
+        # the log
         "debug",
+        "log_level",
+        "log_format",
+        "log_file",
+        "log_file_mb",
+        "log_file_count",
         # nothing is to be done for these: only `phi4d process` reads them
         "image_url",
         "audio_url",
@@ -67,6 +73,8 @@ AT_START = frozenset(
         "quantization",
         "merge_adapters",
         "offload",
+        "on_idle",
+        "idle_unload_seconds",
         "user_prompt",
         "prompt_suffix",
         "assistant_prompt",

@@ -261,17 +261,15 @@ class _Progress:
             if self.cancelled.is_set():
                 raise Stopped("loading was given up")
             now_read = f"{done}/{of} shards on {slot.device}"
+            self._getting_on()
             with self._lock:
-                if self._files.get(number) == now_read:
-                    return  # asked before each tensor, only to be told of a stop
                 self._files[number] = now_read
                 words = "loading " + ", ".join(self._files[key] for key in sorted(self._files))
                 news, self._words = words != self._words, words
                 now = time.monotonic()
                 aloud = news and now - self._told >= QUIET_SECONDS
                 self._told = now if aloud else self._told
-            self._getting_on()
-            if not news:
+            if not news:  # asked before each tensor, to be told of a stop
                 return
             notify(f"STATUS={words}")
             log.log(logging.INFO if aloud else logging.DEBUG, "%s", words)
