@@ -70,7 +70,7 @@ def scrape(
     with daemon(config) as process:
         ended = 0
         for line in process.stderr:
-            ended += ": done: " in line or ": failed: " in line
+            ended += " done in/" in line or " failed in/" in line
             if ended == 3:
                 break
         text = ask(place)
