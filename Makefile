@@ -101,6 +101,9 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	@echo "installing phi4d and what its tests need into $(VENV); the first time takes a few minutes"
 	@$(PIP) install -qq -e '.[test]'
+	@{ pkg-config --exists libsystemd && $(PIP) install -qq -e '.[systemd]'; } >/dev/null 2>&1 \
+		|| echo "systemd-python cannot be built: tests of the journal's fields are skipped; what it" \
+			"wants is, on Debian, libsystemd-dev, pkg-config, gcc and python3-dev"
 	@touch $@ $(VENV)/.installed
 
 # Our tiler and prompts are compared with transformers' processor, which needs torchvision. Beside a

@@ -9,12 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
-from phi4d import events
+from phi4d import cli, events
 
 CATALOG = Path(__file__).parents[1] / "systemd" / "phi4d.catalog"
-FIELDS = {"INBOX", "FILE", "DEVICE", "OUTPUT", "REASON", "FAULT", "JOB"}
-"""what a subject or a text may name; lines about a file or an inbox carry them"""
 
 
 def entries() -> dict[str, str]:
@@ -41,7 +40,15 @@ def test_an_explanation_is_whole(event: events.Event) -> None:
     keys = [line.partition(": ")[0] for line in head.splitlines()]
     assert keys == ["Subject", "Defined-By", "Support", "Documentation"]
     assert text.strip()
-    assert set(re.findall(r"@PHI4D_([A-Z]+)@", head + text)) <= FIELDS
+    # systemd fills in no field whose name has a digit
+    assert "@" not in head + text
+
+
+def test_commands_that_the_catalog_names_are_there() -> None:
+    named = re.findall(r"^    phi4d ([a-z]+)|`phi4d ([a-z]+)", CATALOG.read_text("utf-8"), re.M)
+    there = set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    assert named
+    assert {one or other for one, other in named} <= there
 
 
 @pytest.mark.skipif(not shutil.which("journalctl"), reason="systemd's journalctl is not installed")
