@@ -83,7 +83,8 @@ def pull_command(
 def is_remote(model: str) -> bool:
     """Whether a text names a model on the hub, ``owner/name``, and no folder that is here."""
     named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model)
-    return named is not None and not Path(model).is_dir()
+    # os.path, because a working folder that this user may not read, such as root's, holds none
+    return named is not None and not os.path.isdir(model)
 
 
 def caches(cache_dir: str | Path | None) -> list[Path]:

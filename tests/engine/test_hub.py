@@ -5,6 +5,7 @@ import shutil
 import pytest
 from enginekit import CHECKPOINT
 from fake_hub import COMMIT, ORIGINAL_NEEDED, original_layout
+from kit import unprivileged
 
 from phi4d.engine import hub
 from phi4d.errors import ConfigError
@@ -73,6 +74,13 @@ def test_what_the_hub_s_library_has_is_found_as_well(tmp_path, own_cache):
     snapshot = downloaded(own_cache)
     assert hub.resolve(hub.HUB_ID) == snapshot
     assert hub.resolve(hub.HUB_ID, None, tmp_path / "empty") == snapshot
+
+
+def test_a_working_folder_that_may_not_be_read_holds_no_model(tmp_path, monkeypatch):
+    # given root's folder as `runuser -u phi4d` leaves it to be
+    monkeypatch.chdir(tmp_path)
+    with unprivileged(tmp_path):
+        assert hub.is_remote("org/name")
 
 
 def test_cache_dir_goes_first_unless_it_is_not_whole(tmp_path, own_cache):
