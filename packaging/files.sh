@@ -5,7 +5,7 @@
 # DESTDIR  a folder in place of /
 # PREFIX   /usr/local, or /usr for a package
 # ZSH      where zsh looks for completions
-# UNITS    "no": the units are installed by others
+# UNITS    "no": the system's unit is installed by others
 set -eu
 cd "$(dirname "$0")/.."
 prefix=${PREFIX:-/usr/local}
@@ -26,6 +26,7 @@ put() {
 if [ "${UNITS:-}" != no ]; then
     put systemd/phi4d.service "$lib/systemd/system/phi4d.service"
 fi
+put systemd/phi4d-user.service "$lib/systemd/user/phi4d.service"
 put systemd/phi4d.sysusers "$lib/sysusers.d/phi4d.conf"
 put systemd/phi4d.tmpfiles "$lib/tmpfiles.d/phi4d.conf"
 put systemd/phi4d.catalog "$lib/systemd/catalog/phi4d.catalog"
@@ -35,4 +36,6 @@ put completion/phi4d.bash "$share/bash-completion/completions/phi4d"
 put completion/_phi4d "$zsh/_phi4d"
 put completion/phi4d.fish "$share/fish/vendor_completions.d/phi4d.fish"
 put etc/phi4d.toml "$share/doc/phi4d/examples/phi4d.toml"
+put etc/grafana.json "$share/doc/phi4d/examples/grafana.json"
+put etc/prometheus/phi4d.rules.yml "$share/doc/phi4d/examples/phi4d.rules.yml"
 put README.md "$share/doc/phi4d/README.md"

@@ -100,8 +100,11 @@ def test_install_puts_everything_below_the_folder_that_was_named(
     assert (root / "etc/phi4d/conf.d").is_dir()
     assert files(root) >= {
         "/usr/local/lib/systemd/system/phi4d.service",
+        "/usr/local/lib/systemd/user/phi4d.service",
         "/usr/local/lib/sysusers.d/phi4d.conf",
         "/usr/local/lib/tmpfiles.d/phi4d.conf",
+        "/usr/local/share/doc/phi4d/examples/grafana.json",
+        "/usr/local/share/doc/phi4d/examples/phi4d.rules.yml",
     }
 
 
@@ -218,6 +221,13 @@ def test_the_package_is_what_make_install_puts_there(deb: Path, tmp_path: Path):
     assert wanted <= there
     assert (tmp_path / "control/conffiles").read_text() == "/etc/phi4d/phi4d.toml\n"
     assert os.readlink(tmp_path / "data/usr/bin/phi4d") == "/opt/phi4d/bin/phi4d"
+    # a user's own service is enabled for nobody who did not enable it
+    postinst = (tmp_path / "control/postinst").read_text()
+    before, enable, _ = postinst.partition("deb-systemd-helper --user enable")
+    assert enable
+    assert before.rstrip().splitlines()[-2].strip() == (
+        "if deb-systemd-helper --quiet --user was-enabled 'phi4d.service' ; then"
+    )
     for script in ("postinst", "prerm", "postrm"):
         assert run("sh", "-n", tmp_path / "control" / script).returncode == 0
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from phi4d import cli, daemon, demo, errors
-from phi4d.config import Config, Inbox, load
+from phi4d.config import Config, Inbox, load, user_file
 from phi4d.config.words import meanings
 from phi4d.engine import hub
 from phi4d.engine.plan import PUBLISHED, Device, Wishes, plan
@@ -178,6 +178,26 @@ def test_links_within_the_project_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)|src=\"([^\"]+)\"", README):
         path = target[0] or target[1]
         assert (Path(__file__).parents[1] / path).exists(), path
+
+
+def test_the_example_of_a_user_s_own_service_keeps_off_the_machine_s_folders(
+    tmp_path: Path, environment: pytest.MonkeyPatch
+):
+    example = re.search(r"<<'END'\n(.*?)END", section("Without root"), re.DOTALL)
+    assert example
+    environment.setenv("HOME", str(tmp_path))
+    environment.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+    file = user_file()
+    file.parent.mkdir(parents=True)
+    file.write_text(example[1])
+
+    config = load(environ={})
+
+    assert config.control_path == tmp_path / ".local/state/phi4d/control"
+    assert config.store_path.parent == config.control_path.parent
+    assert [(box.path, box.outbox) for box in config.inbox] == [
+        (tmp_path / "inbox", tmp_path / "outbox")
+    ]
 
 
 def test_the_example_of_a_configuration_is_valid(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections import defaultdict
@@ -17,6 +18,7 @@ from phi4d.errors import EXIT_CONFIG
 from phi4d.worker import DEVICE_DEATHS
 
 UNIT = Path(__file__).parents[1] / "systemd" / "phi4d.service"
+USER_UNIT = UNIT.with_name("phi4d-user.service")
 ANALYZE = shutil.which("systemd-analyze") or ""
 SAFE = 1.0  # of systemd's 10: what it calls the exposure level
 LISTS = {"DeviceAllow", "SystemCallFilter"}
@@ -27,8 +29,12 @@ needs_systemd = pytest.mark.skipif(not ANALYZE, reason="needs systemd-analyze")
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
+    return settings_of(UNIT)
+
+
+def settings_of(unit: Path) -> dict[str, str]:
     found = defaultdict(list)
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if line and line[0] not in "#[":
             name, _, value = line.partition("=")
             found[name].append(value)
@@ -37,8 +43,14 @@ def settings() -> dict[str, str]:
     return {name: " ".join(values) for name, values in found.items()}
 
 
-def analyze(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ANALYZE, *words], capture_output=True, text=True, check=False)
+def analyze(*words: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ANALYZE, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environ},
+    )
 
 
 @pytest.fixture
@@ -55,6 +67,31 @@ def test_systemd_finds_nothing_to_say(runnable: Path):
     done = analyze("verify", "--man=no", runnable)
     assert done.stdout + done.stderr == ""
     assert done.returncode == 0
+
+
+@needs_systemd
+def test_nor_of_the_unit_for_users(tmp_path: Path):
+    # given a command in one of the places where the unit looks
+    unit = tmp_path / "phi4d.service"
+    unit.write_text(USER_UNIT.read_text().replace("=phi4d ", "=true "))
+    # when
+    done = analyze("--user", "verify", "--man=no", unit, XDG_RUNTIME_DIR=str(tmp_path))
+    # then
+    assert done.stdout + done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_the_unit_for_users_has_what_a_user_s_systemd_can_do(settings: dict[str, str]):
+    theirs = settings_of(USER_UNIT)
+    # then what both have is the same, but for where the command and the target are
+    common = theirs.keys() & settings.keys()
+    other = {name for name in common if theirs[name] != settings[name]}
+    assert other == {"ExecStart", "ExecReload", "WantedBy"}
+    assert theirs.keys() - common == {"ExecSearchPath"}
+    assert theirs["ExecSearchPath"].startswith("%h/.local/bin:")
+    # and none of those that want root, or namespaces that not every kernel gives to users
+    denied = ("Protect", "Private", "ReadWrite", "Device", "IP", "User", "Group", "Capability")
+    assert [name for name in theirs if name.startswith(denied)] == []
 
 
 @needs_systemd
@@ -125,9 +162,11 @@ def test_systemd_is_more_patient_at_a_stop_than_the_daemon(settings: dict[str, s
     assert settings["KillMode"] == "mixed"
 
 
-def test_every_setting_but_the_plain_ones_has_its_reason():
+@pytest.mark.parametrize("unit", [UNIT, USER_UNIT], ids=lambda unit: str(unit.name))
+def test_every_setting_but_the_plain_ones_has_its_reason(unit: Path):
     plain = {
         "Description",
+        "Documentation",
         "User",
         "Group",
         "WantedBy",
@@ -136,7 +175,7 @@ def test_every_setting_but_the_plain_ones_has_its_reason():
         "RuntimeDirectoryMode",
     }
     above = ""
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         name = line.partition("=")[0]
         if line and line[0] not in "#[" and name not in plain:
             # the lines of one thought stand together, with the reason above the first
