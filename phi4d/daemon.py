@@ -223,10 +223,11 @@ class Daemon:
 
     def _recover(self) -> None:
         """Go on from where a killed daemon was."""
+        cancelled = self._store.end_cancelled()
         jobs = self._store.recover()
         for folder in {
             os.path.dirname(os.path.join(self._outboxes[job.inbox], job.path))
-            for job in jobs
+            for job in [*cancelled, *jobs]
             if job.inbox in self._outboxes
         }:
             atomic.sweep(folder)

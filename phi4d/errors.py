@@ -9,7 +9,8 @@ Phi4dError
 │   └── SourceFault    of one file, which cannot be read now: it waits, its inbox goes on
 ├── DeviceError        the GPU's memory is full: ask for less at a time, then give the job up
 │   └── DeviceLost     the GPU failed: put the work back, exit 69, be started again
-└── Stopped            nobody's: the daemon was asked to stop, put the work back
+├── Stopped            nobody's: the daemon was asked to stop, put the work back
+└── Cancelled          nobody's: a file is wanted no more, go on with the others
 """
 
 from __future__ import annotations
@@ -95,6 +96,12 @@ class Stopped(Phi4dError):
     """Work was given up because the daemon is stopping."""
 
     fault = "none"
+
+
+class Cancelled(Phi4dError):
+    """Work on a file was given up because somebody wants it no more."""
+
+    fault = "operator"
 
 
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENFILE, errno.EMFILE, errno.ENOMEM}

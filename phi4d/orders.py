@@ -93,6 +93,8 @@ def rescan(names: Sequence[str], config: Config) -> list[str] | None:
 def cancel(paths: Sequence[bytes], inbox: str | None, config: Config) -> Outcome:
     """Give up what waits: files, folders, or, without paths, all of an inbox or of all.
 
+    What is being worked on stops as well, if a path names it.
+
     Raises:
         ConfigError: the store is from a newer phi4d.
         EnvironmentFault: it cannot be done now, or not by this user.
@@ -103,7 +105,9 @@ def cancel(paths: Sequence[bytes], inbox: str | None, config: Config) -> Outcome
         return Outcome.of(answer)
     who = holding.user(os.geteuid())
     with _own_store(config) as store:
-        return cancelling.carry_out(paths, inbox, store, config.inboxes(), who)
+        outcome = cancelling.carry_out(paths, inbox, store, config.inboxes(), who)
+    # what a killed daemon was working on is marked, and given up at the next start
+    return replace(outcome, taken=outcome.taken + outcome.stopping, stopping=0)
 
 
 @contextlib.contextmanager

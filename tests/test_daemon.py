@@ -301,7 +301,7 @@ class TestOrders:
         path = tmp_path / "in/bad.png"
         path.write_text("no picture")
         opened.wait_for(1)
-        taken = {"taken": 1, "first": ["in/bad.png"], "left": []}
+        taken = {"taken": 1, "first": ["in/bad.png"], "left": [], "stopping": 0}
         assert ask("retry", paths=[str(path)]) == taken
         opened.wait_for(2)
         assert ask("retry") == taken
@@ -358,7 +358,7 @@ class TestOrders:
             opened.start()
         finally:
             opened.stop()
-        nothing = {"taken": 0, "first": [], "left": []}
+        nothing = {"taken": 0, "first": [], "left": [], "stopping": 0}
         assert answers == [nothing, {"inboxes": ["in"]}, nothing]
         assert ask("retry") is None
 
@@ -379,6 +379,27 @@ class TestOrders:
         assert told["watch"].keys() == {"in"}
         assert engine.gate
         engine.gate.set()
+
+    def test_what_is_being_worked_on_is_cancelled(
+        self,
+        open_house: Callable[..., House],
+        tmp_path: Path,
+        make_picture: Callable[..., Path],
+        ask: Callable[..., Any],
+    ) -> None:
+        make_picture(tmp_path / "in/a.png")
+        engine = FakeEngine(gate=threading.Event())
+        opened = open_house(engine=engine)
+        assert engine.entered.wait(WAIT_SECONDS)
+        # when all that waits is cancelled, it goes on; when it is named, it stops
+        assert ask("cancel")["stopping"] == 0
+        assert not opened.ended
+        assert ask("cancel", paths=[str(tmp_path / "in/a.png")]) == {
+            "taken": 0, "first": [], "left": [], "stopping": 1
+        }  # fmt: skip
+        opened.wait_for(1)
+        assert counts(tmp_path / "state") == {"failed": 1}
+        assert not list((tmp_path / "out").iterdir())
 
     def test_a_paused_inbox_waits_over_a_restart_until_it_is_resumed(
         self,

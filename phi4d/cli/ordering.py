@@ -102,9 +102,10 @@ def cancel(
     config_file: LegacyOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Give up what waits; `phi4d retry` takes it up again.
+    """Give up what waits or is being worked on; `phi4d retry` takes it up again.
 
-    What is being worked on is finished. Exit code 1 if there was nothing to give up.
+    What is being worked on stops within a token, unless it is done before that; --waiting lets it
+    be. Exit code 1 if there was nothing to give up.
     """
     if bool(paths) == waiting:
         refuse("cancel: name files or folders, or give --waiting for all that waits")
@@ -114,10 +115,13 @@ def cancel(
         settled = load(config, config_file, options_of(settings))
         known = _known(settled, inbox)
         outcome = orders.cancel(_absolute(settled, paths), known, settled)
-        typer.echo(f"{outcome.taken:,} cancelled")
+        if outcome.taken or not outcome.stopping:
+            typer.echo(f"{outcome.taken:,} cancelled")
+        if outcome.stopping:
+            typer.echo(f"{outcome.stopping:,} being worked on: told to stop")
         for path, why in outcome.left:
             typer.echo(f"phi4d: {path}: {why}", err=True)
-        raise typer.Exit(EXIT_OK if outcome.taken else EXIT_FAILURE)
+        raise typer.Exit(EXIT_OK if outcome.taken or outcome.stopping else EXIT_FAILURE)
 
 
 def _absolute(settled: Config, paths: list[str] | None) -> tuple[bytes, ...]:

@@ -87,20 +87,25 @@ class Outcome:
     """the first few of them, as people see them"""
     left: tuple[tuple[str, str], ...] = ()
     """paths of the order that led to no file, and why"""
+    stopping: int = 0
+    """how many of what is being worked on were told to stop"""
 
     def __add__(self, other: Outcome) -> Outcome:
         first = (self.first + other.first)[:FIRST_FEW]
-        return Outcome(self.taken + other.taken, first, self.left + other.left)
+        stopping = self.stopping + other.stopping
+        return Outcome(self.taken + other.taken, first, self.left + other.left, stopping)
 
     def fields(self) -> dict[str, Any]:
         """The outcome as JSON has it."""
-        return {"taken": self.taken, "first": self.first, "left": self.left}
+        return {
+            "taken": self.taken, "first": self.first, "left": self.left, "stopping": self.stopping
+        }  # fmt: skip
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Outcome:
         """The outcome that fields of JSON tell."""
         left = tuple((path, why) for path, why in fields["left"])
-        return cls(fields["taken"], tuple(fields["first"]), left)
+        return cls(fields["taken"], tuple(fields["first"]), left, fields.get("stopping", 0))
 
 
 def todays(config: Config, model: str) -> Asked:

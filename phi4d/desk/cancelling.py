@@ -8,7 +8,7 @@ from typing import Any
 
 from phi4d.config import Inbox
 from phi4d.desk.again import Outcome, locate
-from phi4d.job import State, display_name, printable
+from phi4d.job import display_name, printable
 from phi4d.store import Store
 
 
@@ -34,7 +34,9 @@ def of(told: Mapping[str, Any]) -> tuple[list[bytes], str | None]:
 def carry_out(
     paths: Sequence[bytes], inbox: str | None, store: Store, boxes: Sequence[Inbox], who: str
 ) -> Outcome:
-    """Give up what waits; what is being worked on is finished.
+    """Give up what waits; of what is named, what is being worked on as well.
+
+    Whoever works on that must be told: it stops when it looks, unless it is done by then.
 
     Raises:
         EnvironmentFault: the store cannot be changed now.
@@ -50,11 +52,10 @@ def carry_out(
         else:
             places.append((*found, path))
     for box, relative, path in places:
-        taken = store.cancel(box.name, relative, reason)
-        outcome += Outcome(taken.count, tuple(display_name(box.name, name) for name in taken.first))
-        if path and not taken.count:
-            rows = store.versions(box.name, relative)
-            busy = rows and rows[0].state is State.RUNNING
-            why = "is being worked on, and is finished" if busy else "does not wait"
+        taken, stopping = store.cancel(box.name, relative, reason, running=bool(path))
+        first = tuple(display_name(box.name, name) for name in taken.first)
+        outcome += Outcome(taken.count, first, stopping=stopping)
+        if path and not taken.count and not stopping:
+            why = "neither waits nor is being worked on"
             outcome += Outcome(left=((printable(path), why),))
     return outcome

@@ -166,6 +166,9 @@ class Desk:
         def carry_out() -> dict[str, Any]:
             boxes = self.config.inboxes()
             outcome = cancelling.carry_out(paths, inbox, self._store, boxes, who)
+            if outcome.stopping:
+                for worker in self.workers:
+                    worker.heed_cancels()
             if outcome.taken:
                 log.warning("cancelled by %s: %d", who, outcome.taken)
             return outcome.fields()

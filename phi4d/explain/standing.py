@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 
 from phi4d import lock
 from phi4d.config import Config, Inbox
-from phi4d.errors import EnvironmentFault
+from phi4d.errors import Cancelled, EnvironmentFault
 from phi4d.explain.explanation import Explanation, size
 from phi4d.job import Fingerprint, State, printable
 from phi4d.outputs import foreign, names
@@ -88,7 +88,7 @@ def say_state(
         told.say("crashes", f"its decode process died {_times(job.crashes)}")
     if job.deaths:
         told.say("crashes", f"the device was lost {_times(job.deaths)} over it alone")
-    if row.fault and row.state in (State.QUEUED, State.FAILED):
+    if row.fault not in (None, Cancelled.fault) and row.state in (State.QUEUED, State.FAILED):
         phase = f", at {row.phase}" if row.phase else ""
         told.say("fault", f"{row.fault}{phase}: {row.reason}")
     told.is_newer = found is not None and Fingerprint.of(found) != job.fingerprint
@@ -111,14 +111,16 @@ def _state(row: Row, *, running: bool) -> str:
             words = f"waits for its next try, at {at(row.next_try)}"
         case State.QUEUED:
             words = f"waits for its turn, since {at(row.added)}"
+        case State.RUNNING if running and row.fault == Cancelled.fault:
+            words = f"runs{on}, and is about to stop: {row.reason}"
         case State.RUNNING if running:
             words = f"runs{on}, since {at(row.started or row.added)}"
         case State.RUNNING:
             words = f"ran{on} when phi4d ended; is begun again at its next start"
         case State.DROPPED:
             words = f"set aside{when}: {row.reason}"
-        case State.FAILED if row.fault == "operator":
-            words = f"given up{when}, while it waited"
+        case State.FAILED if row.fault == Cancelled.fault:
+            words = f"given up{when}: {row.reason}"
         case _ if tries:
             words = f"{row.state}{when}{on} after {tries} attempt{'s' if tries > 1 else ''}"
         case _:
@@ -161,6 +163,8 @@ def advise(told: Explanation, config: Config, books: Books, versions: Sequence[R
         told.advice = (
             f"put it back from {printable(moved_to)}, then: phi4d retry {path}"
             if moved_to
+            else f"to have it done after all: phi4d retry {path}"
+            if versions[0].fault == Cancelled.fault
             else f"mend or replace it, or have it tried again: phi4d retry {path}"
         )
     elif not told.ok or (told.state is State.DONE and not told.is_newer):

@@ -325,7 +325,7 @@ class Store:
         fault: str | None = None,
         reason: str | None = None,
     ) -> bool:
-        """Put a running job back.
+        """Put a running job back; one that somebody cancelled is given up instead.
 
         Args:
             job: the job.
@@ -337,6 +337,8 @@ class Store:
             reason: why it has to wait.
         """
         with self._write() as db:
+            if db.execute(f"{_STOP} AND id = ?", (self._clock(), job.id)).rowcount:
+                return True
             cursor = db.execute(
                 "UPDATE job SET state = 'queued', attempts = attempts - ?, crashes = crashes + ?,"
                 " deaths = deaths + ?, waits = waits + ?, next_try = ?, fault = ?, reason = ?"
@@ -353,6 +355,16 @@ class Store:
                 ),
             )
         return cursor.rowcount == 1
+
+    def end_cancelled(self) -> list[Job]:
+        """At the start: what was cancelled while it ran, and did not stop in time, is given up.
+
+        Returns:
+            The jobs given up.
+        """
+        with self._write() as db:
+            rows = db.execute(f"{_STOP} RETURNING {JOB_COLUMNS}", (self._clock(),)).fetchall()
+        return [job(row) for row in rows]
 
     def recover(self) -> list[Job]:
         """At the start: what was running when the daemon died waits again. The attempt counts.
@@ -427,27 +439,49 @@ class Store:
         which = "(state = 'failed' OR state = 'queued' AND next_try > 0)"
         return self._again("fresh = fresh", which, (), inbox, below, dry_run=False)
 
-    def cancel(self, inbox: str, below: bytes, reason: str) -> Chosen:
+    def cancel(
+        self, inbox: str, below: bytes, reason: str, *, running: bool = False
+    ) -> tuple[Chosen, int]:
         """Give up what waits, without a try; see `retry`.
 
         Args:
             inbox: the inbox's name.
             below: as for `retry`.
             reason: who wants it, and what to do if it is wanted after all.
+            running: whether what runs is to be given up too: it is marked, and its worker ends it
+                when it asks `cancelled`, unless it is done before that.
+
+        Returns:
+            What was given up, and how many were marked.
         """
+        which = "(state = 'queued' OR state = 'running')" if running else "state = 'queued'"
         first: list[bytes] = []
-        count = 0
-        for some in self._ids("state = 'queued'", (), inbox, below):
+        count = marked = 0
+        for some in self._ids(which, (), inbox, below):
             with self._write() as db:
                 rows = db.execute(
-                    "UPDATE job SET state = 'failed', fault = 'operator', reason = ?, phase = NULL,"
-                    " finished = ? WHERE state = 'queued'"
-                    " AND id IN (SELECT value FROM json_each(?)) RETURNING id, path",
+                    "UPDATE job SET fault = 'operator', reason = ?, phase = NULL,"
+                    " finished = iif(state = 'queued', ?, finished),"
+                    " state = iif(state = 'queued', 'failed', state)"
+                    f" WHERE {which} AND id IN (SELECT value FROM json_each(?))"
+                    " RETURNING id, path, state",
                     (reason, self._clock(), some),
                 ).fetchall()
-            count += len(rows)
-            first += [bytes(path) for _, path in sorted(rows)[: FIRST_FEW - len(first)]]
-        return Chosen(count, tuple(first))
+            given_up = sorted((n, path) for n, path, state in rows if state == State.FAILED)
+            count += len(given_up)
+            marked += len(rows) - len(given_up)
+            first += [bytes(path) for _, path in given_up[: FIRST_FEW - len(first)]]
+        return Chosen(count, tuple(first)), marked
+
+    def cancelled(self, jobs: Collection[Job]) -> dict[int, str]:
+        """Which of some running jobs somebody cancelled: their ids, and the reason."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT id, reason FROM job WHERE state = 'running' AND fault IS 'operator'"
+                " AND id IN (SELECT value FROM json_each(?))",
+                (json.dumps([job.id for job in jobs]),),
+            ).fetchall()
+        return dict(rows)
 
     def regenerate(self, inbox: str, below: bytes = b"", *, dry_run: bool = False) -> Chosen:
         """Answer anew what is done, whatever is known; see `retry`.
@@ -644,4 +678,8 @@ _ANEW = (
     "attempts = 0, crashes = 0, deaths = 0, waits = 0, next_try = 0, fault = NULL, phase = NULL,"
     " reason = NULL, moved_to = NULL"
 )
+_STOP = (
+    "UPDATE job SET state = 'failed', finished = ? WHERE state = 'running' AND fault IS 'operator'"
+)
+"""gives up what was cancelled while it ran"""
 _GONE = "job.state = 'dropped' OR job.original IS NOT NULL AND job.original IN ('moved', 'deleted')"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from phi4d import events
 from phi4d.engine import Engine
 from phi4d.engine.resident import Resident
-from phi4d.errors import DeviceError, DeviceLost, Stopped
+from phi4d.errors import Cancelled, DeviceError, DeviceLost, Stopped
 from phi4d.job import Kind, Piece
 from phi4d.ladder import Ladder, Rung, reduction, size, words
 from phi4d.meter import Meter
@@ -32,7 +32,8 @@ class Asking:
         slots: all workers' slots.
         endings: where jobs go that the device refuses, or is lost over.
         stopping: set when the worker is to take nothing new.
-        beat: a sign of life, given at least once a token; may raise `Stopped`.
+        beat: a sign of life, given at least once a token; may raise `Stopped`, and ends tasks that
+            are wanted no more.
         batch_size: requests in one call, at most.
         max_new_tokens: tokens of one answer, at most.
         meter: counts the calls.
@@ -108,13 +109,17 @@ class Asking:
             if kind is Kind.AUDIO and rung.size is not None:
                 waiting = [(t, part) for t, p in waiting for part in t.shorter(p, rung.size)]
             call = waiting[: rung.requests]
-            too_much = self._ask(call, rung)
-            if too_much:
-                self._step_down(call, rung, too_much)
+            try:
+                too_much = self._ask(call, rung)
+            except Cancelled:  # the other files of the call are asked about again
+                pass
             else:
-                waiting = waiting[len(call) :]
-                for task in _tasks(call):
-                    then(task)
+                if too_much:
+                    self._step_down(call, rung, too_much)
+                else:
+                    waiting = waiting[len(call) :]
+                    for task in _tasks(call):
+                        then(task)
             waiting = [(task, piece) for task, piece in waiting if not task.ended]
             if waiting and self._stopping.is_set():
                 raise Stopped("the daemon is stopping")
@@ -136,18 +141,26 @@ class Asking:
             of.
 
         Raises:
+            Cancelled: at a step, because a job of the call was given up.
             DeviceLost: the jobs of the call are back in the queue, or given up.
         """
         fewer = rung.size if call[0][0].job.kind is Kind.IMAGE else None
         requests = [task.request(piece, self._max_new_tokens, fewer) for task, piece in call]
         alone = rung.alone or any(task.job.attempts > 1 for task, _ in call)
-        with self._gate.enter(alone=alone, on_wait=self._beat):
+        tasks = _tasks(call)
+
+        def beat() -> None:
+            self._beat()
+            if any(task.ended for task in tasks):
+                raise Cancelled("a file of the call is wanted no more")
+
+        with self._gate.enter(alone=alone, on_wait=beat):
             began = self._meter.clock()
             try:
-                completions = self._engine.generate(requests, on_step=self._beat)
+                completions = self._engine.generate(requests, on_step=beat)
             except DeviceLost as error:
                 self._gate.shut()
-                self._blame(_tasks(call), str(error), alone=alone)
+                self._blame(tasks, str(error), alone=alone)
                 raise
             except DeviceError as error:
                 self._meter.too_large(self._engine.device, requests[0].kind)

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from phi4d import events, outputs
-from phi4d.errors import DecoderDied, EnvironmentFault, FileChanged, FileError, SourceFault
+from phi4d.errors import (
+    Cancelled,
+    DecoderDied,
+    EnvironmentFault,
+    FileChanged,
+    FileError,
+    SourceFault,
+)
 from phi4d.job import Fingerprint, Job, Kind, Result, State, printable
 from phi4d.meter import Meter, Phase
 from phi4d.outputs import atomic, told
@@ -107,6 +114,8 @@ class Endings:
         """What goes wrong with a file ends, puts off or puts back its job, and no other."""
         try:
             yield
+        except Cancelled:  # its job has been given up already
+            pass
         except FileChanged as error:
             self._changed(task, error)
         except DecoderDied as error:
@@ -291,6 +300,15 @@ class Endings:
         self._ended(task, None, f"failed: {reason}", State.FAILED)
         if due and is_told:
             self._originals.settle(task.job, State.FAILED, task.rule, self._beat)
+
+    def cancelled(self, task: Task, reason: str) -> None:
+        """Give a job up that somebody wants no more: nothing is written beside its file."""
+        self._persist(self._store.fail, task.job, Cancelled.fault, reason)
+        task.log.warning("%s: %s", task.name, reason)
+        task.ended = True
+        self._slots.forget(task.job.id)
+        if self._on_result:
+            self._on_result(task.job, None, reason)
 
     def unexpected(self, tasks: Iterable[Task], error: Exception) -> None:
         """A fault of ours: each of these jobs is tried alone, a bounded number of times."""

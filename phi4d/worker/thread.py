@@ -7,12 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 
 from phi4d import events
 from phi4d import log as logs
 from phi4d.engine import Engine
 from phi4d.engine.resident import Resident
-from phi4d.errors import DeviceLost, EnvironmentFault, Phi4dError, Stopped
+from phi4d.errors import Cancelled, DeviceLost, EnvironmentFault, Phi4dError, Stopped
 from phi4d.job import GREEDY, Job, Kind, Piece, Result, Sampling, display_name, question
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.meter import Meter, Phase
@@ -100,6 +101,11 @@ class Worker(threading.Thread):
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._aborting = threading.Event()
+        self._cancelling = threading.Event()
+        self._tasks: Sequence[Task] = ()
+        """what was taken and may not have ended"""
+        self._open: deque[tuple[Task, Decoding]] = deque()
+        """what is being decoded, in order"""
         self._originals = originals or Originals(store, rules)
         self._not_copied: set[int] = set()
         """jobs whose answer was known, but whose sidecars to copy had gone"""
@@ -164,8 +170,12 @@ class Worker(threading.Thread):
         self._aborting.set()
         self.stop()
 
+    def heed_cancels(self) -> None:
+        """Jobs of the store that run were cancelled; those of this worker end at its next step."""
+        self._cancelling.set()
+
     def beat(self) -> None:
-        """A sign of life, given at least once a token.
+        """A sign of life, given at least once a token; what was cancelled ends here.
 
         Raises:
             Stopped: `abort` was called.
@@ -173,6 +183,35 @@ class Worker(threading.Thread):
         self._alive()
         if self._aborting.is_set():
             raise Stopped("the daemon is stopping")
+        if self._cancelling.is_set():
+            self._cancelling.clear()  # first: what is cancelled from here on sets it again
+            self._end_cancelled()
+
+    def _end_cancelled(self) -> None:
+        running = {task.job.id: task for task in self._tasks if not task.ended}
+        if not running:
+            return
+        try:
+            cancelled = self._store.cancelled([task.job for task in running.values()])
+        except EnvironmentFault as fault:
+            log.warning("%s", fault)
+            self._cancelling.set()
+            return
+        for job_id, reason in cancelled.items():
+            self._endings.cancelled(running[job_id], reason)
+        for task, stream in self._open:
+            if task.ended:
+                stream.close()  # it holds a decode process
+
+    def _beat_for(self, task: Task) -> None:
+        """As `beat`, while a task is waited for.
+
+        Raises:
+            Cancelled: it has been given up.
+        """
+        self.beat()
+        if task.ended:
+            raise Cancelled("is wanted no more")
 
     def _alive(self) -> None:
         self.last_beat = self._clock()
@@ -228,6 +267,8 @@ class Worker(threading.Thread):
             if not chosen:
                 return []
             claimed = self._store.claim([job.id for job in chosen], self._engine.device)
+            # at once: what is cancelled from here on is looked for among these
+            tasks = self._tasks = [self._task(job, rules[job.inbox]) for job in claimed]
         except EnvironmentFault as fault:
             log.warning("%s", fault)
             self._stopping.wait(IDLE_SECONDS)
@@ -237,7 +278,6 @@ class Worker(threading.Thread):
         for job in claimed:
             if job.attempts == 1 and not job.waits:  # else it waited for something else as well
                 self._meter.spent(Phase.QUEUE, job.kind, time.time() - job.queued)
-        tasks = [self._task(job, rules[job.inbox]) for job in claimed]
         return [
             task
             for task in tasks
@@ -288,26 +328,10 @@ class Worker(threading.Thread):
     def _decode(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Piece]]:
         """The pieces of all tasks in order; some files are decoded ahead of the one given out."""
         pending = deque(tasks)
-        open_: deque[tuple[Task, Decoding]] = deque()
+        open_ = self._open
         try:
             while pending or open_:
-                while pending and len(open_) < self._ahead:
-                    # only who holds no process may wait for one: two that hold one each and
-                    # wait for another would wait for ever
-                    begin = self._pool.try_decode if open_ else self._pool.decode
-                    task = pending[0]
-                    with self._endings.faults_of(task, "decode"):
-                        stream = begin(
-                            task.source,
-                            task.job.kind,
-                            task.job.fingerprint,
-                            known=self._answered(task),
-                            on_wait=self.beat,
-                        )
-                        if stream is None:
-                            break
-                        open_.append((task, stream))
-                    pending.popleft()
+                self._open_some(pending)
                 if not open_:
                     continue
                 task, stream = open_[0]
@@ -330,12 +354,34 @@ class Worker(threading.Thread):
                 stream.close()
                 self._meter.spent(Phase.DECODE, task.job.kind, stream.seconds)
                 open_.popleft()
-                if stream.is_known:
+                if stream.is_known and not task.ended:
                     self._copy(task)
                 self._finish_if_ready(task)
         finally:
             for _, stream in open_:
                 stream.close()
+            open_.clear()
+
+    def _open_some(self, pending: deque[Task]) -> None:
+        """Begin to decode what comes next, as many files as may be decoded at once."""
+        while pending and len(self._open) < self._ahead:
+            # only who holds no process may wait for one: two that hold one each and
+            # wait for another would wait for ever
+            begin = self._pool.try_decode if self._open else self._pool.decode
+            task = pending[0]
+            if not task.ended:
+                with self._endings.faults_of(task, "decode"):
+                    stream = begin(
+                        task.source,
+                        task.job.kind,
+                        task.job.fingerprint,
+                        known=self._answered(task),
+                        on_wait=partial(self._beat_for, task),
+                    )
+                    if stream is None:
+                        return
+                    self._open.append((task, stream))
+            pending.popleft()
 
     def _answered(self, task: Task) -> list[str] | None:
         """The contents of which the answer to a task's question is known; None: do not look."""

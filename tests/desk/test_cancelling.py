@@ -13,26 +13,36 @@ from phi4d.explain import standing
 from phi4d.job import Arrival, Fingerprint, Kind, State
 from phi4d.store import Chosen, Store
 
+WHY = "cancelled by ada; phi4d retry takes it up again"
 
-def test_what_waits_is_given_up_and_what_runs_is_left(tmp_path: Path) -> None:
+
+def test_what_waits_is_given_up_and_what_runs_is_told_to_stop(tmp_path: Path) -> None:
     box = Inbox(path=tmp_path, outbox=tmp_path / "out", name="in")
     with Store(tmp_path / "jobs") as store:
         store.add(Arrival("in", b"%d" % n, Kind.IMAGE, Fingerprint(n, 1, 1)) for n in range(4))
-        store.claim([1], "cpu")
-        # when a file that runs, one that waits and one elsewhere are named
-        paths = [os.fsencode(tmp_path / "0"), os.fsencode(tmp_path / "1"), b"/nowhere"]
+        done, runs = store.claim([1, 4], "cpu")
+        store.finish(done)
+        # when a file that runs, one that waits, one that is done and one elsewhere are named
+        paths = [os.fsencode(tmp_path / name) for name in "310"] + [b"/nowhere"]
         outcome = cancelling.carry_out(paths, None, store, [box], "ada")
-        # then the one that waits has failed, and of the others is told why
-        assert (outcome.taken, outcome.first) == (1, ("in/1",))
+        # then the one that waits has failed, the one that runs is marked, of the others is told why
+        assert (outcome.taken, outcome.first, outcome.stopping) == (1, ("in/1",), 1)
+        assert store.cancelled([done, runs]) == {4: WHY}
         assert [why for _, why in outcome.left] == [
-            "is in no inbox", "is being worked on, and is finished",
+            "is in no inbox", "neither waits nor is being worked on",
         ]  # fmt: skip
         row = store.versions("in", b"1")[0]
         assert (row.state, row.fault) == (State.FAILED, "operator")
-        assert row.reason == "cancelled by ada; phi4d retry takes it up again"
-        assert standing._state(row, running=False).endswith(", while it waited")
-        # when all that waits is, so is the rest; and it can be taken up again
-        assert cancelling.carry_out([], "in", store, [box], "ada").taken == 2
+        assert row.reason == WHY
+        assert standing._state(row, running=False).endswith(f": {WHY}")
+        (row,) = store.versions("in", b"3")
+        assert standing._state(row, running=True).endswith(f"is about to stop: {WHY}")
+        # when all that waits is, so is the rest, but not what runs; and it can be taken up again
+        assert store.requeue(runs, count=False)
+        store.retry("in", b"3")
+        store.claim([4], "cpu")
+        outcome = cancelling.carry_out([], "in", store, [box], "ada")
+        assert (outcome.taken, outcome.stopping) == (1, 0)
         assert store.waiting(9, ["in"]) == []
         assert store.retry("in", b"1") == Chosen(1, (b"1",))
 

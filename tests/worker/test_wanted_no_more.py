@@ -1,0 +1,203 @@
+"""Work that is wanted no more stops within a step, and that of the others goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deskkit import WAIT_SECONDS, Desk
+
+from phi4d import demo
+from phi4d.engine.fake import FakeEngine
+from phi4d.job import Completion, Kind, Request, State
+from phi4d.media.pool import DecodePool, Decoding
+from phi4d.store import Store
+
+WHY = "cancelled by ada; phi4d retry takes it up again"
+LONG = demo.SAMPLES / "digits-long.mp3"
+"""a recording of eight pieces"""
+
+
+@pytest.fixture
+def pool() -> Iterator[DecodePool]:
+    with DecodePool(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def desk(tmp_path: Path, pool: DecodePool) -> Iterator[Desk]:
+    desk = Desk(tmp_path, pool)
+    yield desk
+    desk.close()
+
+
+def cancel(desk: Desk, name: str) -> None:
+    """As the order does it."""
+    _, marked = desk.store.cancel("in", os.fsencode(name), WHY, running=True)
+    assert marked == 1
+    for worker in desk.workers:
+        worker.heed_cancels()
+
+
+def standing(desk: Desk, name: str) -> tuple[str, str | None, str | None]:
+    row = desk.store.versions("in", os.fsencode(name))[0]
+    return row.state, row.fault, row.reason
+
+
+def written(desk: Desk) -> set[str]:
+    return {path.name for path in desk.outbox.iterdir()}
+
+
+def test_one_of_a_call_stops_and_the_others_are_answered_as_ever(
+    desk: Desk, make_picture: Callable[..., Path]
+) -> None:
+    # given three files in one call
+    desk.add(*(make_picture(desk.inbox / f"{n}.png", (64 + n, 48)) for n in range(3)))
+    engine = FakeEngine(gate=threading.Event())
+    desk.start(engine, batch_size=3)
+    assert engine.entered.wait(WAIT_SECONDS)
+    # when one of them is cancelled
+    cancel(desk, "1.png")
+    ((job, result, words),) = desk.wait_for(1)
+    # then it ends in the middle of the call, and nothing is written of it
+    assert (job.name, result, words) == ("1.png", None, WHY)
+    assert engine.gate
+    engine.gate.set()
+    answers = desk.results(3)
+    assert standing(desk, "1.png") == ("failed", "operator", WHY)
+    assert [len(call) for call in engine.calls] == [3, 2]
+    assert {name: result.text for name, result in answers.items()} == {
+        "0.png": "picture 64x48: Describe.",
+        "2.png": "picture 66x48: Describe.",
+    }
+    assert written(desk) == {"0.png.txt", "0.png.json", "2.png.txt", "2.png.json"}
+    # and it did not cost the others an attempt
+    assert [desk.store.versions("in", b"%d.png" % n)[0].job.attempts for n in (0, 2)] == [1, 1]
+    # and it can be taken up again
+    desk.store.retry("in", b"1.png")
+    desk.workers[0].wake()
+    desk.wait_for(4)
+    assert standing(desk, "1.png")[0] == "done"
+
+
+def test_a_recording_stops_between_two_of_its_stretches(desk: Desk) -> None:
+    class Telling(FakeEngine):
+        """Somebody cancels while the second stretch is answered."""
+
+        def generate(
+            self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
+        ) -> list[Completion]:
+            if len(self.calls) == 1:
+                cancel(desk, "long.wav")
+            return super().generate(requests, on_step=on_step)
+
+    desk.add(Path(shutil.copy(LONG, desk.inbox / "long.wav")))
+    engine = Telling()
+    desk.start(engine, batch_size=1)
+    desk.wait_for(1)
+    assert standing(desk, "long.wav") == ("failed", "operator", WHY)
+    assert len(engine.calls) == 2
+    assert written(desk) == set()
+
+
+def test_what_is_done_by_then_is_done(desk: Desk, make_picture: Callable[..., Path]) -> None:
+    # given a file that is cancelled when its last token is there
+    def answer(request: Request) -> str:
+        cancel(desk, "a.png")
+        return "an answer"
+
+    desk.add(make_picture(desk.inbox / "a.png"))
+    desk.start(FakeEngine(answer=answer))
+    # then it is done, and the mark has gone
+    assert desk.results(1)["a.png"].text == "an answer"
+    assert standing(desk, "a.png") == ("done", None, None)
+    assert written(desk) == {"a.png.txt", "a.png.json"}
+
+
+def test_a_file_that_is_being_decoded_stops_and_lets_its_process_go(
+    desk: Desk,
+    pool: DecodePool,
+    make_picture: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given decode processes that do not get on
+    begun = threading.Event()
+    real = pool.decode
+
+    def decode(*args: Any, **options: Any) -> Decoding:
+        begun.set()
+        return real(*args, **options)
+
+    monkeypatch.setattr(pool, "decode", decode)
+    stopped = list(pool._all)
+    for process in stopped:
+        os.kill(process.pid, signal.SIGSTOP)
+    desk.add(make_picture(desk.inbox / "a.png"), make_picture(desk.inbox / "b.png"))
+    engine = FakeEngine()
+    desk.start(engine)
+    assert begun.wait(WAIT_SECONDS)
+    # when the file that one of them has is cancelled
+    cancel(desk, "a.png")
+    ((job, _, _),) = desk.wait_for(1)
+    # then it ends, though its process never answered, and the other file is done
+    assert (job.name, standing(desk, "a.png")[1]) == ("a.png", "operator")
+    for process in stopped:
+        if process.alive():
+            os.kill(process.pid, signal.SIGCONT)
+    assert "b.png" in desk.results(2)
+    assert written(desk) == {"b.png.txt", "b.png.json"}
+    assert [len(call) for call in engine.calls] == [1]
+
+
+def test_a_file_that_was_decoded_ahead_lets_its_process_go(
+    desk: Desk, pool: DecodePool, make_recording: Callable[..., Path]
+) -> None:
+    # given two recordings that hold both processes, and a call about the first
+    desk.add(*(Path(shutil.copy(LONG, desk.inbox / f"{n}.wav")) for n in range(2)))
+    engine = FakeEngine(gate=threading.Event())
+    desk.start(engine, batch_size=2, ahead=2)
+    assert engine.entered.wait(WAIT_SECONDS)
+    # when the second is cancelled
+    cancel(desk, "1.wav")
+    desk.wait_for(1)
+    # then somebody else can have its process
+    path = make_recording(desk.inbox / "other.wav")
+    with pool.decode(os.fsencode(path), Kind.AUDIO) as pieces:
+        assert len(list(pieces)) == 1
+    # and the first goes on
+    assert engine.gate
+    engine.gate.set()
+    assert "0.wav" in desk.results(2)
+    assert written(desk) == {"0.wav.txt", "0.wav.json"}
+
+
+def test_what_was_put_back_meanwhile_is_given_up_too(desk: Desk) -> None:
+    (desk.inbox / "a.png").write_bytes(b"x")
+    desk.add(desk.inbox / "a.png")
+    (job,) = desk.store.claim([1], "cpu")
+    cancel(desk, "a.png")
+    assert desk.store.requeue(job, count=False)
+    assert standing(desk, "a.png") == ("failed", "operator", WHY)
+
+
+def test_what_was_cancelled_when_the_daemon_was_killed_is_not_begun_again(
+    desk: Desk, tmp_path: Path
+) -> None:
+    # given two files that are worked on, of which one was cancelled, when the daemon is killed
+    for name in ("a.png", "b.png"):
+        (desk.inbox / name).write_bytes(b"x")
+        desk.add(desk.inbox / name)
+    desk.store.claim([1, 2], "cpu")
+    cancel(desk, "a.png")
+    # when the next one starts
+    with Store(tmp_path / "jobs.sqlite3") as store:
+        assert [job.name for job in store.end_cancelled()] == ["a.png"]
+        assert [job.name for job in store.recover()] == ["b.png"]
+    assert standing(desk, "a.png") == ("failed", "operator", WHY)
+    assert desk.store.versions("in", b"b.png")[0].state is State.QUEUED
