@@ -203,8 +203,13 @@ class Daemon:
                     atomic.make_root(os.fsencode(root))
                 atomic.sweep(os.fsencode(root))  # what a killed daemon tried it with
                 atomic.probe(os.fsencode(root))
-            except OSError as error:
+            except (FileExistsError, NotADirectoryError):
                 fault: EnvironmentFault | None = EnvironmentFault(
+                    f"{root}: cannot be made: a file is there, or where a folder above it should "
+                    "be: move it away, or name another outbox"
+                )
+            except OSError as error:
+                fault = EnvironmentFault(
                     f"{root}: cannot be made: {error.strerror}; make it, or give the daemon's "
                     "user access"
                 )

@@ -36,7 +36,7 @@ class Forgetful(FakeEngine):
 
 def answer(request: Request) -> str:
     # "lost": there is a picture that no device survives
-    if "lost" in sys.argv and request.media.shape[1] == 13:
+    if "lost" in sys.argv and request.media.shape[1:2] == (13,):
         raise DeviceLost("cpu: an illegal memory access was encountered")
     return describe(request)
 

@@ -412,6 +412,8 @@ class TestOrders:
         opened = open_house()
         assert ask("pause", why="a move") == {"changed": ["in"], "already": []}
         assert "a move; phi4d resume lets it go on" in caplog.text
+        told = [vars(record).get("PHI4D_EVENT") for record in caplog.records]
+        assert "inbox-paused" in told
         opened.daemon.stop()
         make_picture(tmp_path / "in/a.png")
         again = open_house()
@@ -460,9 +462,11 @@ class TestOrders:
 
 
 class TestRefusals:
-    def test_no_inbox(self) -> None:
+    def test_no_inbox(self, tmp_path: Path) -> None:
+        empty = tmp_path / "phi4d.toml"
+        empty.touch()
         with pytest.raises(ConfigError, match="none configured; add an"):
-            Daemon(configuration.load(environ={}, options={})).start()
+            Daemon(configuration.load(config=empty, environ={})).start()
 
     def test_a_state_folder_that_cannot_be_made(
         self, tmp_path: Path, write_config: Callable[..., Path]

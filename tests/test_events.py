@@ -28,6 +28,18 @@ def test_every_event_has_a_name_and_an_id_of_its_own() -> None:
     assert all(re.fullmatch(r"[0-9a-f]{32}", event.id) for event in events.ALL)
 
 
+def test_every_event_is_told_of_somewhere() -> None:
+    sources = "".join(
+        path.read_text("utf-8")
+        for path in Path(events.__file__).parent.rglob("*.py")
+        if path != Path(events.__file__)
+    )
+    names = {event: name for name, event in vars(events).items() if isinstance(event, events.Event)}
+    coming = {events.RELOADED, events.RELOAD_REFUSED, events.HOOK_FAILED}
+    told = {event for event in events.ALL if re.search(rf"\bevents\.{names[event]}\b", sources)}
+    assert set(events.ALL) - told <= coming
+
+
 def test_the_catalog_explains_every_event_and_no_other() -> None:
     assert list(entries()) == [event.id for event in events.ALL]
     for event in events.ALL:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phi4d import __version__
+from phi4d import __version__, events
 from phi4d.config import Config
 from phi4d.control import UID, Handler, Long
 from phi4d.desk import again, cancelling, holding
@@ -135,9 +135,16 @@ class Desk:
         for name in held.changed:
             if pause:
                 words = self._pauses.held()[name]
-                log.warning('inbox "%s": %s; phi4d resume lets it go on', name, words)
+                log.warning(
+                    'inbox "%s": %s; phi4d resume lets it go on',
+                    name,
+                    words,
+                    extra=events.INBOX_PAUSED(inbox=name, reason=words),
+                )
             else:
-                log.warning('inbox "%s": resumed by %s', name, who)
+                log.warning(
+                    'inbox "%s": resumed by %s', name, who, extra=events.INBOX_RESUMED(inbox=name)
+                )
         self.wake()
         return held.fields()
 

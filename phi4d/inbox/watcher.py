@@ -532,8 +532,8 @@ class Watcher(threading.Thread):
             self._troubles.say(
                 place.name,
                 what,
-                f"{path}: found {lines[0]!r}; expected patterns as in .gitignore: what is none is "
-                "passed over",
+                f'{path}: found "{printable(lines[0])}"; expected patterns as in .gitignore: what '
+                "is none is passed over",
             )
         else:
             self._troubles.heal(place.name, what, f"{path}: works again")

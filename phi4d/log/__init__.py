@@ -5,7 +5,8 @@ the job's file, inbox and device as fields; `for_job` makes a logger that adds t
 and where, is decided where an error is handled. Lines of which there are too many are counted in
 place of said (`funnel`); none is ever dropped in silence.
 
-What pictures show and recordings say is never logged above DEBUG.
+What pictures show and recordings say is never logged, nor what is asked about them,
+at any level.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Recording:
         if seconds > self._max_duration_s:
             raise FileError(
                 f"lasts {_hours(seconds)} or more; at most {_hours(self._max_duration_s)} are "
-                "read: cut it into parts, or raise the limit on duration"
+                "read: cut it into parts, or raise max_duration_hours"
             )
 
 

@@ -7,6 +7,7 @@ is told whose fault it is when a file cannot be read: the file's own, or that of
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -119,6 +120,16 @@ def _stat(file: BinaryIO) -> os.stat_result:
         raise read_fault(error) from error
 
 
+def millions(number: int) -> str:
+    """A limit in millions, such as ``200`` or ``1.5``."""
+    return f"{round(number / 1e6, 1):,.10g}"
+
+
+def above(number: int) -> str:
+    """A number in millions, rounded up: what is too large never looks like what is allowed."""
+    return f"{math.ceil(number / 1e5) / 10:,.10g}"
+
+
 def _checked(found: os.stat_result, max_file_bytes: int) -> Fingerprint:
     if not stat.S_ISREG(found.st_mode):
         raise FileError("is not a regular file: remove it")
@@ -126,8 +137,8 @@ def _checked(found: os.stat_result, max_file_bytes: int) -> Fingerprint:
         raise FileError("is empty (0 bytes): copy it again from its source, or remove it")
     if found.st_size > max_file_bytes:
         raise FileError(
-            f"has {found.st_size / 1e6:,.0f} MB; at most {max_file_bytes / 1e6:,.0f} MB are read: "
-            "cut it into parts, or raise the limit on file size"
+            f"has {above(found.st_size)} MB; at most {millions(max_file_bytes)} MB are read: cut "
+            "it into parts, or raise max_file_mb"
         )
     return Fingerprint.of(found)
 

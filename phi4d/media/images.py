@@ -18,7 +18,7 @@ from PIL import AvifImagePlugin, ExifTags, Image, UnidentifiedImageError
 
 from phi4d.errors import FileError
 from phi4d.job import Kind
-from phi4d.media.files import cause
+from phi4d.media.files import above, cause, millions
 from phi4d.media.probe import HEAD_BYTES, describe, identify
 
 # One thread: the pool of processes is the parallelism, and threads cost address space.
@@ -82,9 +82,9 @@ def decode(
             width, height = image.size
             if width * height > max_pixels:
                 raise FileError(
-                    f"is a picture of {width} x {height} = {width * height / 1e6:.0f} megapixels; "
-                    f"at most {max_pixels / 1e6:.0f} are read: make it smaller, "
-                    "or raise the limit on pixels"
+                    f"is a picture of {width} x {height} = {above(width * height)} "
+                    f"megapixels; at most {millions(max_pixels)} are read: make it smaller, or "
+                    "raise max_megapixels"
                 )
             kind = f"{image.format} "
             try:

@@ -10,6 +10,7 @@ import os
 import socket
 import socketserver
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -161,7 +162,11 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 _cut(client)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 -- as there
-        log.debug("metrics: a client was left", exc_info=True)
+        error = sys.exception()
+        if isinstance(error, OSError):  # it went away, or was too slow
+            log.debug("metrics: a client was left: %s", error.strerror or error)
+        else:
+            log.exception("metrics: a client got no answer")
 
 
 class _Client(BaseHTTPRequestHandler):

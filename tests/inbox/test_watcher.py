@@ -327,7 +327,7 @@ class TestPatterns:
         write(path, b"[ab\n*.wav\n")
         bench.run()
         bench.rescan()
-        assert caplog.text.count("found '[ab'; expected patterns as in .gitignore") == 1
+        assert caplog.text.count('found "[ab"; expected patterns as in .gitignore') == 1
         assert "[ab" in str(bench.hands.notices["in"])
         write(path, b"*.wav\n")
         bench.run()

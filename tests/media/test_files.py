@@ -44,7 +44,9 @@ def test_an_empty_file_is_a_file_error(file: Path) -> None:
 def test_a_file_that_is_too_large_is_a_file_error(file: Path) -> None:
     with file.open("r+b") as sparse:
         sparse.truncate(3 * MB)
-    with pytest.raises(FileError, match=r"has 3 MB; at most 1 MB are read: .* raise the limit"):
+    with pytest.raises(
+        FileError, match=r"has 3\.2 MB; at most 1 MB are read: .* raise max_file_mb"
+    ):
         open_once(file)
 
 
