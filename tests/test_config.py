@@ -397,3 +397,23 @@ def test_originals_may_be_moved_below_the_inbox(tmp_path: Path):
     (box,) = load(tmp_path, inbox=[table]).inboxes()
 
     assert box.done_dir == Path("/a/done")
+
+
+def test_an_inbox_is_named_by_its_folder_in_one_printable_line(tmp_path: Path):
+    odd = os.fsdecode(b"/in/a\n\xff")
+
+    settled = load(tmp_path, inbox=[{"path": odd, "outbox": "/o"}])
+
+    assert settled.inbox[0].name == r"a\n\xff"
+    assert os.fsencode(settled.inbox[0].path) == b"/in/a\n\xff"
+
+
+def test_a_fault_at_work_has_what_set_its_key(tmp_path: Path):
+    settled = load(tmp_path, 'model_path = "/m"\n', {"PHI4_LOG_FILE": "/l"})
+
+    assert settled.placed("/m: no such folder") == (
+        f"{tmp_path}/phi4d.toml:1: model_path: /m: no such folder"
+    )
+    assert settled.placed("log_file: no") == "PHI4_LOG_FILE: log_file: no"
+    assert settled.placed("state_dir: no") == "state_dir: no"
+    assert settled.placed("the store: no") == "the store: no"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
 import typer
 
@@ -81,14 +81,17 @@ class Refusals:
 
     def __init__(self, surroundings: int = EXIT_FAILURE) -> None:
         self._surroundings = surroundings
+        self.config: Config | None = None
+        """once it is known: faults are told with what set their key"""
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ConfigError):
             for fault in error.faults:
-                typer.echo(f"phi4d: {fault}", err=True)
+                told = self.config.placed(fault) if self.config else fault
+                typer.echo(f"phi4d: {told}", err=True)
             raise typer.Exit(EXIT_CONFIG) from None
         if isinstance(error, Phi4dError):
             typer.echo(f"phi4d: {error}", err=True)

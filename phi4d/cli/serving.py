@@ -58,8 +58,8 @@ def run(
         options["inbox"] = [table]
     elif outbox is not None:
         refuse("--outbox goes with --inbox")
-    with Refusals(EXIT_LATER):
-        settled = load(config, config_file, options)
+    with Refusals(EXIT_LATER) as refusals:
+        refusals.config = settled = load(config, config_file, options)
         import faulthandler
 
         from phi4d import daemon, log
@@ -89,8 +89,8 @@ def process(
     debug: DebugOption = False,
 ) -> None:
     """Describe pictures and transcribe recordings now, and print the answers."""
-    with Refusals():
-        settled = load(
+    with Refusals() as refusals:
+        refusals.config = settled = load(
             config,
             config_file,
             options_of(settings, model_path=model_path, device=device, debug=debug or None),

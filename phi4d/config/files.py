@@ -131,6 +131,10 @@ def toml(path: Path, *, plain: bool = False) -> Source:
     text = _text(source, path, "a TOML file", plain=plain)
     if text is None:
         return source
+    if text.lstrip()[:1] == "{":
+        source.whole = False
+        source.wrong((), "is JSON, which goes with --config-file; expected TOML: KEY = VALUE", 1)
+        return source
     wrong: list[_Wrong] = []
     source.values, text = _mended(text, wrong)
     source.places = places.of_toml(text)
@@ -152,8 +156,7 @@ def legacy(path: Path) -> Source:
         data = json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         source.whole = False
-        found = _line(text, error.lineno)
-        source.wrong((), f"is no JSON: {error.msg} at {words.cut(found.strip())}", error.lineno)
+        _tell_no_json(source, text, error)
         return source
     except (ValueError, RecursionError) as error:
         source.whole = False
@@ -171,6 +174,20 @@ def legacy(path: Path) -> Source:
     # the old script wrote null for "not set"
     source.values = {key: value for key, value in data.items() if value is not None}
     return source
+
+
+def _tell_no_json(source: Source, text: str, error: json.JSONDecodeError) -> None:
+    if not text.strip():
+        source.wrong((), "is empty; expected an object {…} with keys")
+        return
+    try:
+        tomllib.loads(text)
+    except ValueError:
+        found = words.cut(_line(text, error.lineno).strip())
+        said = f"is no JSON: {_lowered(error.msg)}" + (f" at {found}" if found else "")
+        source.wrong((), said, error.lineno)
+    else:
+        source.wrong((), "is TOML, which goes with --config; expected JSON: an object {…}", 1)
 
 
 def _no_constant(name: str) -> float:
@@ -251,6 +268,8 @@ _STATEMENT = re.compile(
     re.VERBOSE,
 )
 _OPENS = ('"""', "'''")
+_CURLY = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\xab\xbb"
+"""quotes as word processors have them"""
 
 
 def _mended(text: str, wrong: list[_Wrong]) -> tuple[dict[str, Any], str]:
@@ -291,6 +310,8 @@ def _before(lines: list[str], wrong: list[_Wrong]) -> tuple[dict[str, Any], str]
             values = tomllib.loads(before)
         except (ValueError, RecursionError):
             continue
+        # the lines that it took along were not read as what they are
+        wrong[:] = [other for other in wrong if other.line < begin]
         wrong.append(_Wrong(begin, lines[begin - 1], fault.said, end))
         return values, before
     wrong.append(fault)
@@ -352,8 +373,11 @@ def _value_in_words(value: str, name: str, table: KeyPath, said: str) -> str:
         if value.count(value[0]) % 2:
             return f"found {found}; expected a quote at the end of the text as well"
         return f"found {found}; expected nothing behind the text but a # comment"
-    if known and words.takes_text(known):
-        return f"found {found} without quotes; expected {expected}, in quotes"
+    curly = value[0] in _CURLY
+    if curly or (known and words.takes_text(known)):
+        without = "" if curly else " without quotes"
+        quotes = 'straight quotes: "' if curly else "quotes"
+        return f"found {found}{without}; expected {expected}, in {quotes}"
     return f"found {found}; expected {expected}"
 
 

@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 from phi4d.config.listen import Listen, listen
 from phi4d.config.origins import Origin, Origins
 from phi4d.config.places import KeyPath
-from phi4d.job import Kind
+from phi4d.job import Kind, printable
 
 BESIDE = Path("beside")
 """Value of ``outbox`` that puts sidecars next to their sources; every other outbox is absolute."""
@@ -84,6 +84,13 @@ def _not_empty(value: str) -> str:
     return value
 
 
+def _to_name(value: str) -> str:
+    # it is a folder's name in results_dir, and part of every line of the log
+    if not value.strip() or not value.isprintable() or "/" in value or value in (".", ".."):
+        raise ValueError("expected a name without / and line breaks")
+    return value
+
+
 def _to_devices(value: str) -> str:
     names = [name.strip().lower() for name in value.split(",")]
     if names not in (["auto"], ["cuda"]):
@@ -103,6 +110,7 @@ Folder = Annotated[Path, BeforeValidator(_to_path)]
 LogFile = Annotated[Path, BeforeValidator(_to_log_file)]
 Outbox = Annotated[Path, BeforeValidator(_to_outbox)]
 Text = Annotated[str, AfterValidator(_not_empty)]
+Name = Annotated[str, AfterValidator(_to_name)]
 Devices = Annotated[str, AfterValidator(_to_devices)]
 Pattern = Annotated[str, AfterValidator(_to_pattern)]
 Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
@@ -140,7 +148,7 @@ class Inbox(_Model):
     outbox: Outbox | None = None
     """folder for the sidecars, subfolders mirrored; "beside" = next to the source; default: a
     folder with the inbox's name in results_dir"""
-    name: Text = ""
+    name: Name = ""
     """name in the log, the status and the store; default: the folder's name. Keep it when the
     folder moves, or its files are done again"""
     kinds: Annotated[tuple[Literal["image", "audio"], ...], Field(strict=False, min_length=1)] = (
@@ -171,7 +179,7 @@ class Inbox(_Model):
         if isinstance(data, dict) and "name" not in data and "path" in data:
             with contextlib.suppress(ValueError):  # the path's own check tells
                 path = _to_path(data["path"], info)
-                return {**data, "name": Path(os.path.normpath(path)).name or "root"}
+                return {**data, "name": printable(Path(os.path.normpath(path)).name) or "root"}
         return data
 
     def outbox_root(self) -> Path:
@@ -353,6 +361,17 @@ class Config(_Model):
         """What set a value: ``origin("batch_size")``, ``origin("inbox", 0, "outbox")``."""
         return self._origins.of(path)
 
+    def placed(self, fault: str) -> str:
+        """A fault that shows at work only, with what set the key that it speaks of.
+
+        Args:
+            fault: words that begin with a key, or with the model.
+        """
+        if fault.startswith(f"{self.model_path}: "):
+            fault = f"model_path: {fault}"
+        origin = self.origin(fault.partition(":")[0])
+        return fault if origin.kind == "default" else f"{origin}: {fault}"
+
     def log_settings(self) -> dict[str, Any]:
         """The arguments of `phi4d.log.configure`."""
         keys = {"log_level", "log_format", "log_file", "log_file_mb", "log_file_count"}
@@ -375,23 +394,36 @@ class Config(_Model):
         return (self.runtime_dir or self.state_dir) / "control"
 
 
+def _plain(folder: Path) -> Path:
+    """A folder without ``..``, to be compared; links are not looked at."""
+    return Path(os.path.normpath(folder))
+
+
 def _inbox_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[Clash]:
     """Pairs of inboxes that would do a file twice or write over each other."""
     for n, a in enumerate(boxes):
         for m, b in enumerate(boxes[n + 1 :], n + 1):
+            folders = _plain(a.path), _plain(b.path)
+            if folders[0] == folders[1]:
+                yield Clash(
+                    ("inbox", m, "path"),
+                    f'inbox "{a.name}" and inbox "{b.name}" are the same folder, {a.path}; leave '
+                    "one of them out",
+                )
+                continue
             if a.name == b.name:
                 yield Clash(
                     ("inbox", m, "name"),
                     f'inbox: two are named "{a.name}" ({a.path} and {b.path}); give one of them '
                     "another name",
                 )
-            if a.path == b.path or a.path in b.path.parents or b.path in a.path.parents:
+            if folders[0] in folders[1].parents or folders[1] in folders[0].parents:
                 yield Clash(
                     ("inbox", m, "path"),
                     f'inbox "{a.name}" ({a.path}) and inbox "{b.name}" ({b.path}) hold the same '
                     "files; each file may belong to one inbox only",
                 )
-            elif a.outbox is not None and a.outbox_root() == b.outbox_root():
+            elif a.outbox is not None and _plain(a.outbox_root()) == _plain(b.outbox_root()):
                 yield Clash(
                     ("inbox", m, "outbox"),
                     f'inbox "{a.name}" and inbox "{b.name}" share the outbox {a.outbox_root()}; '
@@ -409,9 +441,12 @@ def _originals_conflicts(boxes: tuple[Inbox, ...]) -> Iterator[Clash]:
                 lacks=("done_dir",),
             )
         for key, folder in (("done_dir", box.done_dir), ("failed_dir", box.failed_dir)):
-            if folder == box.path:
+            for other in boxes:
+                if folder is None or _plain(folder) != _plain(other.path):
+                    continue
+                which = "the inbox itself" if other is box else f'the inbox "{other.name}"'
                 yield Clash(
                     ("inbox", n, key),
-                    f'inbox "{box.name}": {key} is the inbox itself; expected another folder, '
-                    "which may be below it",
+                    f'inbox "{box.name}": {key} is {which}, where files are taken again; expected '
+                    "another folder, which may be below it",
                 )

@@ -129,6 +129,7 @@ class _Together:
             self.whole = self.whole and source.whole
             for key, value in source.values.items():
                 if key not in Config.model_fields:
+                    self.wrong.add(words.nearest(key, Config.model_fields))
                     source.wrong((key,), _no_key(key, value, Config))
                 elif key == "inbox":
                     given = True
@@ -150,9 +151,7 @@ class _Together:
 
     def _inboxes(self, source: Source, tables: Any) -> Iterator[_Box]:
         if not isinstance(tables, list | tuple):
-            source.wrong(
-                ("inbox",), f"found {words.shown(tables)}; expected {_TABLES[source.kind]}"
-            )
+            source.wrong(("inbox",), _no_tables(source, tables))
             return
         for n, table in enumerate(tables):
             path: KeyPath = ("inbox", n)
@@ -162,7 +161,7 @@ class _Together:
                 continue
             right, wrong = _right_keys(source, path, table)
             self.wrong |= wrong
-            if "path" not in table and source.whole:
+            if "path" not in table and "path" not in wrong and source.whole:
                 source.wrong((*path, "path"), "missing; every inbox needs one")
             if "path" not in right:
                 continue
@@ -263,6 +262,7 @@ def _right_keys(
     wrong: set[str] = set()
     for key, value in table.items():
         if key not in Inbox.model_fields:
+            wrong.add(words.nearest(key, Inbox.model_fields))  # which it stands for, most likely
             source.wrong((*path, key), _no_key(key, value, Inbox))
             continue
         try:
@@ -278,8 +278,23 @@ def _no_key(key: str, value: Any, table: type[BaseModel]) -> str:
     if isinstance(value, dict | list) and key.lower().startswith("inbox"):
         return f"found {key}; expected inbox: [[inbox]] begins each of them"
     if isinstance(value, dict):
+        joined = [f"{key}_{inner}" for inner in value if f"{key}_{inner}" in table.model_fields]
+        if joined:
+            return f"found a table; did you mean {joined[0]}?"
         return "found a table; there are none but [[inbox]]: the keys stand above these"
+    inbox, dot, name = key.partition(".")
+    if dot and inbox == "inbox" and name in Inbox.model_fields:
+        return "is a key of an inbox; put it into a file below an [[inbox]]"
     return words.unknown(key, table)
+
+
+def _no_tables(source: Source, found: Any) -> str:
+    """What is said of an inbox that is no list of tables."""
+    if isinstance(found, dict) and len(found) == 1 and source.kind == "file":
+        ((name, inner),) = found.items()
+        if isinstance(inner, dict):
+            return f'found [inbox.{name}]; expected [[inbox]], and name = "{name}" below it'
+    return f"found {words.shown(found)}; expected {_TABLES[source.kind]}"
 
 
 def _tell(
@@ -375,7 +390,9 @@ def _wrong_variable(source: Source, variable: str, key: str) -> None:
     if not close and key in Inbox.model_fields:
         said = "is a key of an inbox; PHI4_INBOX sets them all, as JSON"
     else:
-        said = "unknown key" + (f"; did you mean {ENV_PREFIX}{close.upper()}?" if close else "")
+        said = "unknown key; " + (
+            f"did you mean {ENV_PREFIX}{close.upper()}?" if close else words.LISTED
+        )
     source.faults.append(Fault(Origin("environment", variable), (key,), said))
 
 

@@ -38,11 +38,12 @@ class Places:
     """keys that stand twice, with the lines of both; JSON takes the last without a word"""
 
     def line(self, path: KeyPath) -> int:
-        """The line of a value, or of the nearest that it is in; 0: not known."""
+        """The line of a value, or of the nearest that it is in or that implies it; 0: not known."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.lines:
                 return self.lines[path[:length]]
-        return 0
+        # [a.b] has a line, and a is only implied by it
+        return next((line for line, table in self.headers if table[: len(path)] == path), 0)
 
     def table_at(self, line: int) -> KeyPath:
         """The table that a line belongs to."""

@@ -24,6 +24,7 @@ from phi4d.config import listen as listening
 from phi4d.config.keys import Config, Inbox
 from phi4d.config.places import KeyPath
 
+LISTED = "`phi4d config default` prints those that there are"
 LONGEST = 80  # characters of a value that are shown in a fault
 UNITS = {
     "_seconds": "seconds",
@@ -128,6 +129,7 @@ _CHECKED: dict[Callable[..., Any], str] = {
     keys._to_log_file: "the path of a file",
     keys._to_outbox: f'the path of a folder, or "{keys.BESIDE}"',
     keys._not_empty: "some text",
+    keys._to_name: "a name without / and line breaks",
     keys._to_devices: '"auto", "cuda", "cpu", or a list such as "cuda:0,cuda:1" or "cpu,cpu"',
     keys._to_listen: listening.EXPECTED,
     keys._to_pattern: "a pattern as in .gitignore",
@@ -245,7 +247,7 @@ def unknown(name: str, table: type[BaseModel]) -> str:
         return f"unknown key; did you mean {other}, a key of an [[inbox]]?"
     if other and table is Inbox:
         return f"unknown key; did you mean {other}, which stands above the first [[inbox]]?"
-    return "unknown key; `phi4d config default` prints those that there are"
+    return f"unknown key; {LISTED}"
 
 
 def takes_json(field: FieldInfo) -> bool:
