@@ -98,6 +98,12 @@ OF_INBOX = frozenset(
         "originals",
         "done_dir",
         "failed_dir",
+        "on_done",
+        "on_failed",
+        "hook_seconds",
+        "webhook_secret_file",
+        "webhook_hours",
+        "webhook_text",
         "image_prompt",
         "speech_prompt",
     }

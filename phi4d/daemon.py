@@ -25,6 +25,7 @@ from phi4d.errors import (
     Stopped,
     refusal,
 )
+from phi4d.hooks import Hooks
 from phi4d.inbox import Watcher, roots
 from phi4d.job import Arrival, Job, Kind, Result, Sampling, State, display_name
 from phi4d.loading import locate, make_engines_when_free
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 STATUS_SECONDS = 5.0
 WATCHER_SECONDS = 10.0  # at a stop; where a file system does not answer, it cannot end
+HOOK_SECONDS = 5.0  # at a stop, for hooks that run to end
 STOP_SECONDS = 60.0  # beside stop_seconds: to put files back, and to let the devices go
 
 
@@ -133,6 +135,7 @@ class Daemon:
         self._workers: list[Worker] = []
         self._watcher: Watcher | None = None
         self._originals: Originals | None = None
+        self._hooks: Hooks | None = None
         self._control: control.Server | None = None
         self._desk: Desk | None = None
         self._cleanup = contextlib.ExitStack()
@@ -306,6 +309,8 @@ class Daemon:
         config = self._config
         rules = {box.name: _rule(config, box) for box in self._boxes}
         self._originals = Originals(self._store, rules, self._notices, watcher.root_fault)
+        self._hooks = Hooks(self._store, rules, self._notices, self._meter)
+        self._hooks.begin()
         self._workers = make_workers(
             config,
             self._engines,
@@ -315,7 +320,7 @@ class Daemon:
             self._pauses,
             self._on_result,
             self._originals,
-            Surroundings(watcher.root_fault, watcher.look),
+            Surroundings(watcher.root_fault, watcher.look, self._hooks.wake),
             self._meter,
         )
         if self._desk is not None:
@@ -425,13 +430,17 @@ class Daemon:
                 for name, why in stuck.items()
                 if self._store.originals([name], 1)
             ]
+        if self._hooks is not None:
+            if not self._hooks.is_idle():
+                return None
+            left += self._hooks.left()
         left += [f'inbox "{name}" still waits: {why}' for name, why in held_up.items()]
         for words in left:
             log.error("%s", words)
         return EXIT_LATER if left else EXIT_OK
 
     def stop(self) -> None:
-        """Stop in order: orders, inboxes, workers, outputs, store. Idempotent."""
+        """Stop in order: orders, inboxes, workers, hooks, outputs, store. Idempotent."""
         notify(f"STOPPING=1\n{more_time(self._config.stop_seconds + STOP_SECONDS)}")
         if self._desk is not None:
             self._desk.stopping = True
@@ -441,6 +450,8 @@ class Daemon:
             if self._watcher.is_alive():
                 log.warning("the watcher does not end, it waits for a file system; phi4d stops")
             self._watcher = None
+        if self._hooks is not None:
+            self._hooks.take_no_more()
         for worker in self._workers:
             worker.stop()
         deadline = time.monotonic() + self._config.stop_seconds
@@ -450,6 +461,8 @@ class Daemon:
         for worker in self._workers:
             worker.join()
         self._workers = []
+        if self._hooks is not None:
+            self._hooks.stop(time.monotonic() + HOOK_SECONDS)
         if self._control is not None:  # till then it tells how far it is
             self._control.stop()
             self._control.join()
@@ -466,6 +479,12 @@ def _rule(config: Config, box: Inbox) -> Rule:
         box.originals,
         os.fsencode(box.done_dir) if box.done_dir else None,
         os.fsencode(box.failed_dir) if box.failed_dir else None,
+        box.on_done,
+        box.on_failed,
+        box.hook_seconds,
+        os.fsencode(box.webhook_secret_file) if box.webhook_secret_file else None,
+        box.webhook_hours * 3600,
+        box.webhook_text,
     )
 
 

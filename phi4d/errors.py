@@ -9,6 +9,7 @@ Phi4dError
 │   └── SourceFault    of one file, which cannot be read now: it waits, its inbox goes on
 ├── DeviceError        the GPU's memory is full: ask for less at a time, then give the job up
 │   └── DeviceLost     the GPU failed: put the work back, exit 69, be started again
+├── HookFailed         a command's or a receiver's: it is said and counted, no job fails by it
 ├── Stopped            nobody's: the daemon was asked to stop, put the work back
 └── Cancelled          nobody's: a file is wanted no more, go on with the others
 """
@@ -90,6 +91,20 @@ class DeviceError(Phi4dError):
 
 class DeviceLost(DeviceError):
     """The device failed, and answers this process no more."""
+
+
+class HookFailed(Phi4dError):
+    """What an inbox wants run or told at the end of a job could not be, or ended badly.
+
+    Attributes:
+        again: whether another try, later, may help.
+    """
+
+    fault = "hook"
+
+    def __init__(self, words: str, *, again: bool = False) -> None:
+        self.again = again
+        super().__init__(words)
 
 
 class Stopped(Phi4dError):

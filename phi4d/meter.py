@@ -112,6 +112,8 @@ class Numbers:
     """by inbox, whose fault it was, and whether the job failed for it; else it waits"""
     pauses: Mapping[str, int]
     """how often an inbox had to wait for its surroundings"""
+    hooks: Mapping[tuple[str, bool], int]
+    """tries of hooks by inbox, and whether they failed"""
     audio_seconds: Mapping[str, float]
     """length of the recordings that were transcribed, by inbox"""
     calls: Mapping[tuple[str, Kind], Calls]
@@ -253,6 +255,7 @@ class Meter:
         self._copied: Counter[tuple[str, Kind]] = Counter()
         self._faults: Counter[tuple[str, str, bool]] = Counter()
         self._pauses: Counter[str] = Counter()
+        self._hooks: Counter[tuple[str, bool]] = Counter()
         self._audio_seconds: dict[str, float] = {}
         self._calls: dict[tuple[str, Kind], Calls] = {}
         self._too_large: Counter[tuple[str, Kind]] = Counter()
@@ -307,6 +310,11 @@ class Meter:
         """An inbox has to wait for its surroundings."""
         with self._lock:
             self._pauses[inbox] += 1
+
+    def hook(self, inbox: str, *, failed: bool) -> None:
+        """A hook was tried."""
+        with self._lock:
+            self._hooks[inbox, failed] += 1
 
     def spent(self, phase: Phase, kind: Kind, seconds: float) -> None:
         """A job, or in the phase `ANSWER` a call for one or more of them, spent time."""
@@ -421,6 +429,7 @@ class Meter:
                 copied=dict(self._copied),
                 faults=dict(self._faults),
                 pauses=dict(self._pauses),
+                hooks=dict(self._hooks),
                 audio_seconds=dict(self._audio_seconds),
                 calls=dict(self._calls),
                 too_large=dict(self._too_large),

@@ -22,9 +22,13 @@ from phi4d.job import (
     Result,
     Sampling,
     Segment,
+    State,
     display_name,
 )
 from phi4d.ladder import parts, reduction, size
+
+Hook = tuple[str, ...] | str
+"""a command with its arguments, or the URL of a webhook"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,22 @@ class Rule:
     """where files that are done are moved"""
     failed_dir: bytes | None = None
     """where files that are at fault are moved; None: they stay"""
+    on_done: Hook | None = None
+    """what is run or told when a file is done"""
+    on_failed: Hook | None = None
+    """the same when one has failed"""
+    hook_seconds: float = 30.0
+    """how long a command may run, or a webhook take to answer"""
+    webhook_secret_file: bytes | None = None
+    """holds what webhooks are signed with"""
+    webhook_seconds: float = 86_400.0
+    """after the end of its job, a webhook is tried no more"""
+    webhook_text: bool = False
+    """whether a webhook is told the answer itself"""
+
+    def hook(self, state: State) -> Hook | None:
+        """What is run or told when a job has ended so."""
+        return {State.DONE: self.on_done, State.FAILED: self.on_failed}.get(state)
 
     def source(self, job: Job) -> bytes:
         """Where a job's file is."""

@@ -121,9 +121,13 @@ class TestCheck:
             'speech_prompt = "Write."',
             'include = ["*.jpg"]',
             'exclude = ["*.jpg"]',
+            'on_done = ["no-such-program", "{path}"]',
+            'webhook_secret_file = "secret"',
             "[[inbox]]",
             'path = "a.txt"',
             'outbox = "b.txt"',
+            'on_failed = "https://example.com/"',
+            'webhook_secret_file = "secret"',
         ]
         file.write_text("\n".join(lines))
         (tmp_path / "a.txt").touch()
@@ -138,12 +142,13 @@ class TestCheck:
         ]
         places = [line.split(": ")[:2] for line in warned[2:]]
         assert [place for place, _ in places] == [
-            f"warn  {file}:{n}" for n in (1, 1, 4, 5, 6, 8, 9, 11, 13, 15, 16)
+            f"warn  {file}:{n}" for n in (1, 1, 4, 5, 6, 8, 9, 15, 14, 11, 13, 17, 18, 20)
         ]
         assert [key for _, key in places] == [
             "device", "device", "settle_max", "model_path", "results_dir", "inbox[0].path",
-            "inbox[0].done_dir", "inbox[0].speech_prompt", "inbox[0].exclude", "inbox[1].path",
-            "inbox[1].outbox",
+            "inbox[0].done_dir", "inbox[0].webhook_secret_file", "inbox[0].on_done",
+            "inbox[0].speech_prompt", "inbox[0].exclude", "inbox[1].path", "inbox[1].outbox",
+            "inbox[1].webhook_secret_file",
         ]  # fmt: skip
         assert done.exit_code == os.EX_OK
 

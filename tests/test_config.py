@@ -381,6 +381,17 @@ class TestFaults:
         ({"failed_dir": "/a"}, 'inbox "a": failed_dir is the inbox itself'),
         ({"watch": "sometimes"}, 'expected "auto", "inotify" or "poll"'),
         ({"exclude": [" "]}, 'inbox[0].exclude[0]: found " "; expected a pattern'),
+        ({"on_done": "mail ada"}, 'found "mail ada"; expected a command as a list, such as ['),
+        ({"on_done": True}, "inbox[0].on_done: found true; expected a command as a list, such as"),
+        ({"on_done": []}, "inbox[0].on_done: found []; expected a command as a list, such as ["),
+        ({"on_failed": ["mail", 3]}, "inbox[0].on_failed: found "),
+        ({"on_failed": ["./mine"]}, "expected a program first: its name, to be found in PATH, or"),
+        ({"on_failed": "https:///x"}, "or the URL of a webhook, such as"),
+        ({"on_failed": "https://[::1/x"}, "or the URL of a webhook, such as"),
+        ({"on_done": "https://h/#x"}, "expected a URL without spaces, control characters and a"),
+        ({"on_done": "https://a:b@h/"}, "expected no user and password in it: webhook_secret_file"),
+        ({"webhook_hours": -1}, "expected a number of hours from 0 to 8760"),
+        ({"webhook_secret_file": 3}, "found 3; expected the path of a file"),
     ],
 )
 def test_rules_of_an_inbox_that_cannot_be_are_refused(
@@ -389,6 +400,17 @@ def test_rules_of_an_inbox_that_cannot_be_are_refused(
     (told,) = faults(tmp_path, inbox=[{"path": "/a", "outbox": "/o", **keys}])
 
     assert fault in told
+
+
+def test_a_hook_is_a_command_or_a_webhook(tmp_path: Path):
+    table = {"path": "/a", "outbox": "/o", "on_done": ["mail", "-s", "{name}", "ada"]}
+    other = {"path": "/b", "outbox": "/p", "on_failed": "https://example.com:8443/x?y=z"}
+
+    with_command, both = load(tmp_path, inbox=[table]), load(tmp_path, inbox=[table, other])
+
+    assert with_command.inbox[0].on_done == ("mail", "-s", "{name}", "ada")
+    assert both.inbox[1].on_failed == "https://example.com:8443/x?y=z"
+    assert (with_command.has_webhook, both.has_webhook) == (False, True)
 
 
 def test_originals_may_be_moved_below_the_inbox(tmp_path: Path):

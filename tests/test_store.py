@@ -80,7 +80,7 @@ def outline(path: Path) -> tuple[int, list[tuple[str, ...]], list[list[object]]]
     with contextlib.closing(sqlite3.connect(path)) as db:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         parts = db.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY 1, 2")
-        tables = ("job", "notice", "paused", "tally")
+        tables = ("hook", "job", "notice", "paused", "tally")
         columns = [db.execute(f"PRAGMA table_info({name})").fetchall() for name in tables]
         return version, parts.fetchall(), columns
 
@@ -771,6 +771,33 @@ class TestFile:
                 ("in", Kind.IMAGE, State.RUNNING): 1,
                 ("in", Kind.AUDIO, State.DONE): 2,
             }
+        # and it is a store like any new one
+        Store(path.with_name("new")).close()
+        assert outline(path) == outline(path.with_name("new"))
+
+    def test_a_store_of_the_fourth_version_is_brought_up_to_date(self, path: Path) -> None:
+        # given a store that knew no hooks, with a file that is being worked on
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            db.executescript(VERSION_1)
+            for version in (1, 2, 3):
+                db.executescript(schema.MIGRATIONS[version])
+            db.execute(
+                "INSERT INTO job (inbox, path, kind, inode, size, mtime_ns, state, added)"
+                " VALUES ('in', x'61', 'image', 1, 2, 3, 'running', 8)"
+            )
+            db.execute("PRAGMA user_version = 4")
+        # when it is only looked at, it can be read as it is
+        with contextlib.closing(Reader(path)) as reader:
+            assert reader.counts()["in"][State.RUNNING] == 1
+        # when a daemon opens it, and the file is done
+        with Store(path) as store:
+            (job,) = store.recover()
+            store.claim([job.id], "cpu")
+            assert store.finish(job, hook={"device": "cpu"})
+            # then its hook is due
+            due = store.hook_due(("in", State.DONE))
+            assert due is not None
+            assert (due.path, due.facts) == (b"a", {"device": "cpu"})
         # and it is a store like any new one
         Store(path.with_name("new")).close()
         assert outline(path) == outline(path.with_name("new"))

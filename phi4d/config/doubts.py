@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def _of_inbox(config: Config, n: int, box: Inbox) -> Iterator[Fault]:
         yield doubt("outbox", f"{outbox} is no folder; expected one, or a name that is free")
     if box.done_dir is not None and box.originals != "move":
         yield doubt("done_dir", f'is not used, because originals = "{box.originals}"')
+    if box.webhook_secret_file is not None and not box.has_webhook:
+        yield doubt("webhook_secret_file", "is not used, because no hook of the inbox is a webhook")
+    elif box.webhook_secret_file is not None and not os.path.lexists(box.webhook_secret_file):
+        yield doubt(
+            "webhook_secret_file", f"{box.webhook_secret_file} is not there, so no webhook is sent"
+        )
+    for key, found in (("on_done", box.on_done), ("on_failed", box.on_failed)):
+        if isinstance(found, tuple) and shutil.which(found[0]) is None:
+            yield doubt(key, f"{found[0]} is no program that is found here and may be run")
     for kind, key in (("image", "image_prompt"), ("audio", "speech_prompt")):
         if kind not in box.kinds and getattr(box, key) is not None:
             yield doubt(key, f'is not used, because kinds has no "{kind}"')

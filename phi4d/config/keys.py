@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from phi4d.config import hook
 from phi4d.config.listen import Listen, listen
 from phi4d.config.origins import Origin, Origins
 from phi4d.config.places import KeyPath
@@ -59,7 +60,7 @@ def _to_path(value: object, info: ValidationInfo) -> Path:
     return folder.absolute() / path
 
 
-def _to_log_file(value: object, info: ValidationInfo) -> Path:
+def _to_file(value: object, info: ValidationInfo) -> Path:
     try:
         return _to_path(value, info)
     except ValueError as error:
@@ -106,8 +107,15 @@ def _to_listen(value: str) -> str:
     return str(listen(value))
 
 
+def _to_hook(value: object) -> object:
+    """A command as a tuple, or the URL of a webhook."""
+    if isinstance(value, str):
+        return hook.url(value)
+    return hook.command(value) if isinstance(value, list | tuple) else value
+
+
 Folder = Annotated[Path, BeforeValidator(_to_path)]
-LogFile = Annotated[Path, BeforeValidator(_to_log_file)]
+File = Annotated[Path, BeforeValidator(_to_file)]
 Outbox = Annotated[Path, BeforeValidator(_to_outbox)]
 Text = Annotated[str, AfterValidator(_not_empty)]
 Name = Annotated[str, AfterValidator(_to_name)]
@@ -115,6 +123,7 @@ Devices = Annotated[str, AfterValidator(_to_devices)]
 Pattern = Annotated[str, AfterValidator(_to_pattern)]
 Patterns = Annotated[tuple[Pattern, ...], Field(strict=False)]
 ListenAt = Annotated[str, AfterValidator(_to_listen)]
+Hook = Annotated[tuple[str, ...] | str, BeforeValidator(_to_hook)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -168,6 +177,18 @@ class Inbox(_Model):
     """where originals are moved, subfolders mirrored; nothing there is ever overwritten"""
     failed_dir: Folder | None = None
     """where files that are at fault themselves are moved; default: they stay where they are"""
+    on_done: Hook | None = None
+    """what to run or tell when a file is done: a command as a list, or the URL of a webhook"""
+    on_failed: Hook | None = None
+    """the same when a file has failed"""
+    hook_seconds: Seconds = 30.0
+    """how long such a command may run, or a webhook take to answer"""
+    webhook_secret_file: File | None = None
+    """file with the secret that webhooks are signed with; default: they are not signed"""
+    webhook_hours: Annotated[float, Field(ge=0, le=8760, allow_inf_nan=False)] = 24.0
+    """how long after the end of its file a webhook that does not get through is tried again"""
+    webhook_text: bool = False
+    """whether a webhook is told the description or transcript itself"""
     image_prompt: Text | None = None
     """question about each picture; default: the general image_prompt"""
     speech_prompt: Text | None = None
@@ -181,6 +202,11 @@ class Inbox(_Model):
                 path = _to_path(data["path"], info)
                 return {**data, "name": printable(Path(os.path.normpath(path)).name) or "root"}
         return data
+
+    @property
+    def has_webhook(self) -> bool:
+        """Whether something is told over the network."""
+        return isinstance(self.on_done, str) or isinstance(self.on_failed, str)
 
     def outbox_root(self) -> Path:
         """Where the sidecars' tree begins."""
@@ -305,7 +331,7 @@ class Config(_Model):
     """what is said: from debug, every detail, to error, only what failed"""
     log_format: Literal["auto", "plain", "json"] = "auto"
     """auto: fields in the journal under systemd, plain lines elsewhere; json: an object a line"""
-    log_file: LogFile | None = None
+    log_file: File | None = None
     """file to log to, in place of stderr or the journal"""
     log_file_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     """size at which log_file is rotated, in MB (10^6 bytes); 0 = never, for logrotate"""
@@ -382,6 +408,11 @@ class Config(_Model):
     def store_path(self) -> Path:
         """The store's file."""
         return self.state_dir / "jobs.sqlite3"
+
+    @property
+    def has_webhook(self) -> bool:
+        """Whether an inbox wants something told over the network."""
+        return any(box.has_webhook for box in self.inbox)
 
     @property
     def metrics_at(self) -> Listen | None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from phi4d.config import keys
+from phi4d.config import hook, keys
 from phi4d.config import listen as listening
 from phi4d.config.keys import Config, Inbox
 from phi4d.config.places import KeyPath
@@ -126,7 +126,8 @@ def _number(kind: type, marks: Iterable[Any], measure: str) -> str:
 
 _CHECKED: dict[Callable[..., Any], str] = {
     keys._to_path: "the path of a folder",
-    keys._to_log_file: "the path of a file",
+    keys._to_file: "the path of a file",
+    keys._to_hook: hook.EXPECTED,
     keys._to_outbox: f'the path of a folder, or "{keys.BESIDE}"',
     keys._not_empty: "some text",
     keys._to_name: "a name without / and line breaks",

@@ -64,6 +64,11 @@ _ALL = (
         "inbox",
         "Length of the recordings that were transcribed, copied answers left out.",
     ),
+    _counter(
+        "hooks",
+        "inbox outcome",
+        "Tries of commands and webhooks at the end of a file: ok, or failed.",
+    ),
     _histogram(
         "phase_seconds",
         "phase kind",

@@ -98,6 +98,10 @@ def _of_jobs(seen: Snapshot) -> dict[str, Values]:
                 for (inbox, fault, failed), n in numbers.faults.items()
             },
         },
+        "hooks": {
+            (inbox, outcome): numbers.hooks.get((inbox, outcome == "failed"), 0)
+            for inbox, outcome in product(seen.inboxes, ("ok", "failed"))
+        },
         "audio_seconds": {
             **{(inbox,): 0.0 for inbox, kind in pairs if kind is Kind.AUDIO},
             **_alone(numbers.audio_seconds),

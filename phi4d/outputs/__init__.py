@@ -51,9 +51,23 @@ def write(
         (names.sidecar(name, names.TEXT), words),
         (names.sidecar(name, names.RECORD), told),
     ]
-    written = atomic.write_all(folder, files)
+    paths = atomic.write_all(folder, files)
     _remove_error(folder, name)
-    return written
+    return paths
+
+
+def written(outbox: bytes, path: bytes, *, failed: bool = False) -> list[bytes]:
+    """The sidecars of a file that are there: the text and the JSON, or the error record.
+
+    Args:
+        outbox: the outbox's root.
+        path: the source file's path below its inbox.
+        failed: whether its job failed.
+    """
+    folder, name = os.path.split(os.path.join(outbox, path))
+    suffixes = (names.ERROR,) if failed else (names.TEXT, names.RECORD)
+    paths = [os.path.join(folder, names.sidecar(name, suffix)) for suffix in suffixes]
+    return [path for path in paths if os.path.lexists(path)]
 
 
 def clear_error(job: Job, outbox: bytes) -> None:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from phi4d.store.hooks import Facts, Target
 from phi4d.store.reader import Reader
-from phi4d.store.rows import Chosen, Failure, Notice, Paused, Row
+from phi4d.store.rows import Chosen, Due, Failure, Notice, Paused, Row
 from phi4d.store.schema import SCHEMA_VERSION, SQLITE_VERSION
 from phi4d.store.store import ADD_ROWS, FIRST_FEW, Store
 
@@ -16,10 +17,13 @@ __all__ = [
     "SCHEMA_VERSION",
     "SQLITE_VERSION",
     "Chosen",
+    "Due",
+    "Facts",
     "Failure",
     "Notice",
     "Paused",
     "Reader",
     "Row",
     "Store",
+    "Target",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ ROW_COLUMNS = (
     JOB_COLUMNS + ", state, device, fault, phase, reason, added, started, finished, next_try,"
     " original, moved_to, question"
 )
+LONGEST_WAIT_SECONDS = 600.0
+"""a next try further away than this is taken for a clock that was set back, and is due"""
 
 _JOB_WIDTH = 13  # columns
 
@@ -88,6 +90,28 @@ class Row:
     original: str | None
     moved_to: bytes | None
     question: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A hook that is due: a job ended, and somebody is to be told."""
+
+    id: int
+    event: str
+    """names this end of this job: the same at each try, and no other's"""
+    inbox: str
+    path: bytes
+    """below the inbox folder"""
+    kind: Kind
+    state: State
+    """how it ended: done or failed"""
+    finished: float
+    """seconds since the epoch"""
+    facts: Mapping[str, str | float]
+    """what was to be told of it: device, seconds, reason and so on"""
+    tries: int
+    moved_to: bytes | None
+    """where the source file was moved"""
 
 
 def job(row: Sequence[Any]) -> Job:

@@ -17,7 +17,23 @@ log = logging.getLogger(__name__)
 
 SQLITE_VERSION = sqlite3.sqlite_version_info
 PROGRESS_OPCODES = 100_000  # of SQLite's machine, some milliseconds
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+_HOOKS = """
+CREATE TABLE hook (                         -- what is to be run or told because a job has ended
+    id         INTEGER PRIMARY KEY,
+    event      TEXT    NOT NULL,            -- names this end of the job, to whoever is told
+    job        INTEGER NOT NULL,
+    inbox      TEXT    NOT NULL,
+    path       BLOB    NOT NULL,
+    kind       TEXT    NOT NULL,
+    state      TEXT    NOT NULL,            -- how the job ended: 'done', 'failed'
+    finished   REAL    NOT NULL,            -- seconds since the epoch, like next_try
+    facts      TEXT    NOT NULL,            -- JSON: device, seconds, reason and so on
+    tries      INTEGER NOT NULL DEFAULT 0,
+    next_try   REAL    NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX hook_due ON hook (inbox, state, next_try, id);
+"""
 _TALLY = """
 CREATE TABLE tally (                        -- jobs by these three: counting them takes long
     inbox      TEXT    NOT NULL,
@@ -97,6 +113,7 @@ CREATE INDEX job_failed ON job (finished) WHERE state = 'failed';
 """
     + _INDEXES
     + _TALLY
+    + _HOOKS
 )
 MIGRATIONS = {
     1: "ALTER TABLE job ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;",
@@ -121,6 +138,7 @@ DROP TABLE IF EXISTS tally;
 ALTER TABLE job ADD COLUMN queued REAL;
 """
     + _TALLY,
+    4: _HOOKS,
 }
 """what makes the next version of a store of this version"""
 _PASSING = {

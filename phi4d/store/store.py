@@ -20,15 +20,14 @@ from typing import Any, Self
 
 from phi4d.errors import EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Job, Kind, State
-from phi4d.store import reader
-from phi4d.store.rows import JOB_COLUMNS, Chosen, Paused, Row, job
+from phi4d.store import hooks, reader
+from phi4d.store.hooks import Facts, Target
+from phi4d.store.rows import JOB_COLUMNS, LONGEST_WAIT_SECONDS, Chosen, Due, Paused, Row, job
 from phi4d.store.schema import open_store
 
 ADD_ROWS = 2_000  # rows a transaction; a million files then take some 10 s
 FIRST_FEW = 10
 """of the files that a change took, so many are named"""
-LONGEST_WAIT_SECONDS = 600.0
-"""a next try further away than this is taken for a clock that was set back, and is due"""
 
 
 class Store:
@@ -260,6 +259,7 @@ class Store:
         content: bytes | None = None,
         question: bytes | None = None,
         original: bool = False,
+        hook: Facts | None = None,
     ) -> bool:
         """Mark a running job as done; to be called when its sidecars are durable.
 
@@ -268,15 +268,31 @@ class Store:
             content: the hash of the file's bytes, if its answer may serve for others like it.
             question: what was asked.
             original: whether the source file is now to be moved or deleted.
+            hook: what its inbox wants somebody to be told of it; None: nobody. See `hook_due`.
         """
-        return self._end(job, State.DONE, content=content, question=question, original=original)
+        return self._end(
+            job, State.DONE, content=content, question=question, original=original, hook=hook
+        )
 
     def fail(
-        self, job: Job, fault: str, reason: str, phase: str = "", *, original: bool = False
+        self,
+        job: Job,
+        fault: str,
+        reason: str,
+        phase: str = "",
+        *,
+        original: bool = False,
+        hook: Facts | None = None,
     ) -> bool:
-        """Give a running job up, with whose fault it was, why, and where."""
+        """Give a running job up, with whose fault it was, why, and where; see `finish`."""
         return self._end(
-            job, State.FAILED, fault=fault, reason=reason, phase=phase, original=original
+            job,
+            State.FAILED,
+            fault=fault,
+            reason=reason,
+            phase=phase,
+            original=original,
+            hook=hook,
         )
 
     def drop(self, job: Job, reason: str) -> bool:
@@ -294,7 +310,9 @@ class Store:
         content: bytes | None = None,
         question: bytes | None = None,
         original: bool = False,
+        hook: Facts | None = None,
     ) -> bool:
+        now = self._clock()
         with self._write() as db:
             cursor = db.execute(
                 "UPDATE job SET state = ?, fault = ?, reason = ?, phase = ?, content = ?,"
@@ -308,10 +326,12 @@ class Store:
                     content,
                     question,
                     "due" if original else None,
-                    self._clock(),
+                    now,
                     job.id,
                 ),
             )
+            if hook is not None and cursor.rowcount == 1:
+                hooks.add(db, job, state, hook, now)
         return cursor.rowcount == 1
 
     def requeue(
@@ -421,6 +441,50 @@ class Store:
                 "UPDATE job SET original = ?, moved_to = ? WHERE id = ? AND original = 'due'",
                 (became, moved_to, job.id),
             )
+
+    # ---- hooks
+
+    def hook_due(self, target: Target) -> Due | None:
+        """The oldest hook of an inbox and an end of its jobs that may be seen to now.
+
+        Not before the job's source file is where it is to stay, nor before its next try; those that
+        were tried before come last.
+        """
+        with self._read() as db:
+            return hooks.first(db, target, self._clock())
+
+    def hooks_left(self, target: Target) -> int:
+        """How many have not been seen to, whenever they may be."""
+        with self._read() as db:
+            return hooks.count(db, target)
+
+    def settle_hook(self, due: Due) -> None:
+        """Note that a hook has been seen to."""
+        with self._write() as db:
+            db.execute("DELETE FROM hook WHERE id = ?", (due.id,))
+
+    def put_off_hook(self, due: Due, wait: float) -> None:
+        """Let a hook be tried again in so many seconds."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE hook SET tries = tries + 1, next_try = ? WHERE id = ?",
+                (self._clock() + wait, due.id),
+            )
+
+    def hurry_hooks(self) -> None:
+        """Let every hook be tried at once."""
+        with self._write() as db:
+            db.execute("UPDATE hook SET next_try = 0 WHERE next_try > 0")
+
+    def give_up_hooks(self, target: Target, seconds: float) -> int:
+        """Remove the hooks of jobs that ended longer ago; how many there were."""
+        with self._write() as db:
+            return hooks.give_up(db, target, self._clock() - seconds)
+
+    def forget_hooks(self, keep: Collection[Target]) -> int:
+        """Remove the hooks of all other inboxes and ends; how many there were."""
+        with self._write() as db:
+            return hooks.forget(db, keep)
 
     # ---- what people ask for
 

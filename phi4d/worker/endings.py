@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,10 @@ def _nobody(inbox: str, path: bytes) -> None:
     pass
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """Whom a worker asks, and tells, about the inboxes."""
@@ -52,6 +56,8 @@ class Surroundings:
     """why an inbox folder cannot be used now; a file that is gone from one is not gone"""
     changed: Callable[[str, bytes], None] = _nobody
     """told of a file that is no longer the version that was queued"""
+    hook_due: Callable[[], None] = _nothing
+    """told that something is to be run or told, because a job has ended"""
 
 
 class Endings:
@@ -259,12 +265,20 @@ class Endings:
             content=bytes.fromhex(task.digest) if reusable else None,
             question=task.question,
             original=due,
+            hook=_facts(result, copied=copied) if task.rule.on_done else None,
         )
         extra = events.FILE_DONE(kind=str(result.kind), **fields)
         task.log.info("done %s: %s", task.name, words, extra=extra)
         self._ended(task, result, f"done: {words}", State.DONE, copied=copied)
-        if due and is_told:
-            self._originals.settle(task.job, State.DONE, task.rule, self._beat)
+        if is_told:
+            self._follow_up(task, State.DONE, original=due)
+
+    def _follow_up(self, task: Task, state: State, *, original: bool) -> None:
+        """Begin what the inbox wants after a job."""
+        if original:
+            self._originals.settle(task.job, state, task.rule, self._beat)
+        if task.rule.hook(state):
+            self._surroundings.hook_due()
 
     def give_up(self, task: Task, fault: str, phase: str, reason: str) -> None:
         """Fail a job, with a record beside its sidecars that says why.
@@ -293,13 +307,21 @@ class Endings:
             reason = f"{reason} (and no record of it: {error})"
         # only what is the file's own fault is moved away
         due = fault == FileError.fault and task.rule.failed_dir is not None
-        is_told = self._persist(self._store.fail, task.job, fault, reason, phase, original=due)
+        is_told = self._persist(
+            self._store.fail,
+            task.job,
+            fault,
+            reason,
+            phase,
+            original=due,
+            hook={"fault": fault, "reason": reason} if task.rule.on_failed else None,
+        )
         self._meter.fault(task.job.inbox, fault, failed=True)
         extra = events.FILE_FAILED(fault=fault, phase=phase, reason=reason)
         task.log.error("failed %s: %s", task.name, reason, extra=extra)
         self._ended(task, None, f"failed: {reason}", State.FAILED)
-        if due and is_told:
-            self._originals.settle(task.job, State.FAILED, task.rule, self._beat)
+        if is_told:
+            self._follow_up(task, State.FAILED, original=due)
 
     def cancelled(self, task: Task, reason: str) -> None:
         """Give a job up that somebody wants no more: nothing is written beside its file."""
@@ -394,6 +416,16 @@ class Endings:
                     return False
             else:
                 return True
+
+
+def _facts(result: Result, *, copied: bool) -> Mapping[str, str | float]:
+    """What whoever is told of a job that is done is told of it."""
+    return {
+        "device": result.device,
+        "model": result.model,
+        "seconds": round(result.seconds, 3),
+        "tokens": 0 if copied else result.new_tokens,
+    }
 
 
 def _is_still(path: bytes, fingerprint: Fingerprint) -> bool:

@@ -122,6 +122,7 @@ def test_what_may_happen_is_zero_before_it_does(house: House) -> None:
         ("phi4d_jobs_ended_total", "in", "audio", "failed"),
         ("phi4d_faults_total", "file", "scans", "failed"),
         ("phi4d_audio_seconds_total", "in"),
+        ("phi4d_hooks_total", "scans", "failed"),
         ("phi4d_decode_restarts_total", "died"),
         ("phi4d_watch_overflows_total",),
         ("phi4d_phase_seconds_count", "image", "write"),
@@ -138,6 +139,9 @@ def test_what_was_counted(house: House) -> None:
     meter.fault("in", "file", failed=True)
     meter.fault("in", "environment", failed=False)
     meter.paused("in")
+    meter.hook("in", failed=True)
+    meter.hook("in", failed=False)
+    meter.hook("in", failed=False)
     meter.restarted("broken off")
     meter.compared("in", 0.5)
     meter.overflowed()
@@ -145,6 +149,8 @@ def test_what_was_counted(house: House) -> None:
     seen = house.scrape()
     assert seen["phi4d_jobs_ended_total", "in", "audio", "done"] == 1
     assert seen["phi4d_audio_seconds_total", "in"] == 12.5
+    assert seen["phi4d_hooks_total", "in", "failed"] == 1
+    assert seen["phi4d_hooks_total", "in", "ok"] == 2
     assert seen["phi4d_answers_copied_total", "in", "image"] == 1
     assert seen["phi4d_faults_total", "file", "in", "failed"] == 1
     assert seen["phi4d_faults_total", "environment", "in", "waits"] == 1
