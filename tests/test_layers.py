@@ -47,7 +47,7 @@ FLOORS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"desk", "hooks", "loading", "metrics", "vigil", "worker"}),
-    frozenset({"daemon"}),
+    frozenset({"daemon", "unit"}),
     frozenset({"doctor", "explain", "oneshot", "orders", "trial", "model"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
@@ -236,6 +236,14 @@ def test_what_asks_the_configuration_loads_nothing_heavy(tmp_path: Path, command
     with_file = [] if command == ["default"] else ["--config", str(file)]
 
     loaded = loaded_by("config", *command, *with_file)
+
+    assert loaded & (HEAVY | {"inotify_simple", "httpx", "sqlite3"}) == set()
+
+
+def test_the_drop_in_is_worked_out_with_nothing_heavy(tmp_path: Path):
+    (tmp_path / "phi4d.toml").write_text('[[inbox]]\npath = "/in"\noutbox = "/out"\n')
+
+    loaded = loaded_by("unit", "--config", str(tmp_path / "phi4d.toml"))
 
     assert loaded & (HEAVY | {"inotify_simple", "httpx", "sqlite3"}) == set()
 

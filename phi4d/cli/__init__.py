@@ -51,6 +51,7 @@ for command in (
     holding.rescan,
     looking.explain,
     looking.doctor,
+    looking.unit,
     serving.demo,
 ):
     app.command()(command)

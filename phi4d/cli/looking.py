@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: `status`, `explain`, `doctor`."""
+"""Commands that look and change nothing: `status`, `explain`, `doctor`, `unit`."""
 
 from __future__ import annotations
 
@@ -165,3 +165,37 @@ def doctor(
     from phi4d import doctor as examination
 
     raise typer.Exit(examination.run(lambda: load(config, config_file, options), as_json=as_json))
+
+
+def unit(
+    user: Annotated[
+        bool, typer.Option("--user", help="For the service of your own, without root.")
+    ] = False,
+    config: ConfigOption = None,
+    config_file: LegacyOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Print what the configuration wants of systemd beyond phi4d.service, as a drop-in.
+
+    It is worked out from /etc/phi4d alone, as the service has it, and names the key of each line.
+    The printed text tells the command that puts it in place.
+    """
+    import os
+
+    from phi4d import config as configuration
+
+    if not user and config is None:
+        config = configuration.SYSTEM_FILE
+    with Refusals():
+        settled = configuration.load(
+            config=config,
+            config_file=config_file,
+            environ=os.environ if user else {},
+            options=options_of(settings),
+        )
+    from phi4d import unit as units
+    from phi4d.unit import host
+
+    wanted = (units.for_user if user else units.settings)(settled, host.look())
+    source = str(config) if config else "your configuration"
+    typer.echo(units.render(wanted, source=source, user=user))
