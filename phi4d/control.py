@@ -33,6 +33,7 @@ LINE_BYTES = 1 << 20
 """the longest order"""
 CLIENT_SECONDS = 5.0  # a client that has not asked, or not taken its answer, by then is left
 CLIENTS = 32  # at a time; the one that has been here longest makes room for the next
+LONG_ORDERS = 4  # carried out side by side: one about a file does not wait for one about a million
 ACCEPT_SECONDS = 1.0  # until the next try, when the process has no descriptor left
 _CHUNK_BYTES = 1 << 16
 _SUN_PATH_BYTES = 108  # of a socket's address, its last zero included; see unix(7)
@@ -44,9 +45,9 @@ Long = Callable[[], dict[str, Any]]
 Handler = Callable[[Mapping[str, Any]], dict[str, Any] | Long]
 """Carries an order out: its fields to its answer's, both fit for JSON.
 
-It must be quick, for nobody else is answered meanwhile. Of an order that takes long it returns a
-function, which another thread calls for the answer; such orders are carried out one after the
-other, and others are answered beside them.
+It must be quick, for nobody else is answered meanwhile. Of an order that may take long it returns a
+function, which another thread calls for the answer; a few such orders are carried out side by side,
+and others are answered beside them.
 
 Raises:
     Phi4dError: it cannot be done; the client is told the text.
@@ -110,7 +111,7 @@ def ask(
 
 
 class Server(threading.Thread):
-    """Takes orders, in a thread of its own; those that take long are carried out in a second one.
+    """Takes orders, in a thread of its own; those that take long are carried out in others.
 
     The socket is there as soon as this is made; `start` must follow. What a killed daemon left in
     its place goes: that there is only one daemon is the lock's to see to. Its folder is made.
@@ -133,7 +134,8 @@ class Server(threading.Thread):
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._clients: dict[int, _Client] = {}
-        self._long = ThreadPoolExecutor(1, "control long")  # its thread begins when it is needed
+        # its threads begin when they are needed
+        self._long = ThreadPoolExecutor(LONG_ORDERS, "control long")
         self._carried_out: deque[tuple[_Client, bytes]] = deque()
 
     def stop(self) -> None:
@@ -305,7 +307,7 @@ class _Client:
     answer: bytes | None = None
     """what of it is still to be sent; None: the order has not come yet"""
     waits: bool = False
-    """its order is being carried out by the second thread"""
+    """its order is being carried out by another thread"""
 
 
 def _uid(sock: socket.socket) -> int:

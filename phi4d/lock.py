@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import struct
+import time
 from pathlib import Path
 
 from phi4d.errors import ConfigError, refusal
@@ -43,6 +45,17 @@ class Lock:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def age_seconds(pid: int) -> float:
+    """How long a process has run; endless if that cannot be told."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return math.inf
+    # the second field is a name in brackets, of any bytes; the 22nd the start, see proc(5)
+    ticks = int(stat.rpartition(b")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def holder(path: Path) -> int | None:

@@ -165,6 +165,11 @@ class Rates:
         """Files of all inboxes that ended in the last minute."""
         return sum(self.files_per_minute.values())
 
+    @property
+    def times_real_time(self) -> float:
+        """Seconds of speech that all devices together transcribed in a second."""
+        return sum(each.times_real_time * each.busy for each in self.devices.values())
+
     def eta(self, waiting: Mapping[Kind, int], slots: int) -> float | None:
         """Seconds until everything that waits is done, at the pace of the last hour.
 
@@ -420,6 +425,11 @@ class Meter:
                 if pace.files and pace.seconds
             },
         )
+
+    def memory(self, device: str) -> Memory | None:
+        """What a device's memory held when it was last looked at; None: it could not tell yet."""
+        with self._lock:
+            return self._memory.get(device)
 
     def numbers(self) -> Numbers:
         """Everything that was counted so far."""

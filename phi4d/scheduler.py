@@ -121,6 +121,14 @@ class Pauses:
         with self._lock:
             return inbox in self._pauses
 
+    def faults(self) -> dict[str, float]:
+        """When each inbox that waits for its surroundings is tried next, by the clock of `pause`.
+
+        What is past is tried with the next file.
+        """
+        with self._lock:
+            return {inbox: pause.until for inbox, pause in self._pauses.items()}
+
     def reasons(self) -> dict[str, str]:
         """Why each inbox waits for its surroundings."""
         with self._lock:

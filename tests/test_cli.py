@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from clikit import call, daemon, invoke
 
 import phi4d
 from phi4d import cli, demo, trial
@@ -33,21 +30,6 @@ def _home(tmp_path: Path, environment: pytest.MonkeyPatch, monkeypatch: pytest.M
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home/.config"))
     monkeypatch.chdir(tmp_path)
-
-
-def call(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "phi4d", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "100"},
-    )
-
-
-def invoke(*words: object) -> Any:
-    """In this process, for what starts no daemon."""
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
 
 
 class TestHelp:
@@ -124,61 +106,6 @@ class TestRefusals:
         assert complaint in done.stderr
 
 
-class TestStatus:
-    def test_without_a_store(self, tmp_path: Path) -> None:
-        done = invoke("status", "--set", f"state_dir={tmp_path}")
-        assert done.exit_code == 1
-        assert "there is no store" in done.stderr
-
-    def test_it_is_watched_until_it_is_interrupted(self, tmp_path: Path) -> None:
-        with Store(tmp_path / "jobs.sqlite3") as store:
-            store.add([Arrival("photos", b"a.jpg", Kind.IMAGE, Fingerprint(1, 1, 1))])
-        command = [sys.executable, "-u", "-m", "phi4d", "status", "--watch", "--interval", "0.1"]
-        with subprocess.Popen(
-            [*command, "--set", f"state_dir={tmp_path}"], stdout=subprocess.PIPE, text=True
-        ) as watching:
-            try:
-                assert watching.stdout
-                seen = watching.stdout.readline()
-                watching.send_signal(signal.SIGINT)
-                rest = watching.stdout.read()
-                assert watching.wait(60) == 0
-            finally:
-                watching.kill()
-        assert "phi4d is not running" in seen + rest
-
-    def test_watching_as_json_is_refused(self, tmp_path: Path) -> None:
-        done = invoke("status", "--watch", "--json", "--set", f"state_dir={tmp_path}")
-        assert done.exit_code == 2
-
-    def test_with_something_else_in_its_place(self, tmp_path: Path) -> None:
-        (tmp_path / "jobs.sqlite3").write_bytes(b"no database, and long enough to be read" * 200)
-        done = invoke("status", "--set", f"state_dir={tmp_path}")
-        assert done.exit_code == 1
-        assert "the store is damaged" in done.stderr
-
-    def test_it_tells_what_waits_runs_is_done_and_has_failed(self, tmp_path: Path) -> None:
-        with Store(tmp_path / "jobs.sqlite3") as store:
-            store.add(
-                Arrival("photos", b"%d.jpg" % n, Kind.IMAGE, Fingerprint(n, n, n)) for n in range(6)
-            )
-            jobs = store.claim([1, 2, 3], "cuda:0")
-            store.finish(jobs[0])
-            store.fail(jobs[1], "file", "is empty")
-            store.notice("photos", "outbox", "/out: cannot be written")
-            store.requeue(jobs[2], count=False, wait=60, reason="cannot be read now")
-            store.claim([4], "cuda:0")
-            done = invoke("status", "--set", f"state_dir={tmp_path}")
-        assert done.exit_code == 3
-        lines = done.stdout.splitlines()
-        assert lines[0] == "phi4d is not running"
-        assert lines[3].split() == ["photos", "3", "1", "1", "1"]
-        assert "photos/3.jpg  on cuda:0" in done.stdout
-        assert "photos: /out: cannot be written" in done.stdout
-        assert "photos/2.jpg: cannot be read now" in done.stdout
-        assert "photos/1.jpg: is empty" in done.stdout
-
-
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     """A configuration of one inbox."""
@@ -189,25 +116,6 @@ def config_file(tmp_path: Path) -> Path:
         '[[inbox]]\npath = "in"\noutbox = "out"\n'
     )
     return file
-
-
-@contextlib.contextmanager
-def daemon(config_file: Path) -> Iterator[Callable[[str], None]]:
-    """A real one with a fake engine; what is yielded waits for words in its log."""
-    script = Path(__file__).with_name("fake_daemon.py")
-    with subprocess.Popen(
-        [sys.executable, script, config_file], stderr=subprocess.PIPE, text=True
-    ) as process:
-
-        def wait_for(words: str) -> None:
-            assert process.stderr
-            assert any(words in line for line in process.stderr), words
-
-        try:
-            wait_for(" ready: ")
-            yield wait_for
-        finally:
-            process.kill()
 
 
 class TestAgain:

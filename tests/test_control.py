@@ -121,37 +121,59 @@ class TestOrders:
     def test_others_are_answered_while_one_that_takes_long_is_carried_out(
         self, serve: Callable[..., Server], tmp_path: Path
     ) -> None:
-        # given one that is being carried out, and another that waits for its turn
+        # given one that is being carried out, and others, of which some wait for their turn
         path, begun, go_on = tmp_path / "control", threading.Event(), threading.Event()
-        order: list[str] = []
+        done: list[str] = []
 
         def long(fields: Mapping[str, Any]) -> control.Long:
             def carry_out() -> dict[str, Any]:
                 begun.set()
                 assert go_on.wait(WAIT_SECONDS)
-                order.append(fields["name"])
+                done.append(fields["name"])
                 return {"done": fields["name"]}
 
             return carry_out
 
         server = serve(long=long)
-        with connect(path) as first, connect(path) as second, connect(path) as gone:
-            first.sendall(b'{"order": "long", "name": "first"}\n')
+        names = [str(n) for n in range(control.LONG_ORDERS + 2)]
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connect(path)) for _ in names]
+            for name, client in zip(names, clients, strict=True):
+                client.sendall(b'{"order": "long", "name": "%s"}\n' % name.encode())
+            clients.pop().close()
             assert begun.wait(WAIT_SECONDS)
-            second.sendall(b'{"order": "long", "name": "second"}\n')
-            gone.sendall(b'{"order": "long", "name": "third"}\n')
-            gone.close()
             # when others come, however many, then each is answered at once
             for n in range(control.CLIENTS + 1):
                 assert ask(path, "echo", {"n": n}) == {"got": {"n": n}}
-            assert order == []
-            # and those get their answers, one after the other, also when it is to stop
+            assert done == []
+            # and those get their answers, also when it is to stop
             go_on.set()
-            assert json.loads(first.makefile().read()) == {"done": "first"}
-            assert json.loads(second.makefile().read()) == {"done": "second"}
+            for name, client in zip(names, clients, strict=False):
+                assert json.loads(client.makefile().read()) == {"done": name}
             server.stop()
             server.join()
-        assert order[:2] == ["first", "second"]
+        assert set(names[:-1]) <= set(done)
+
+    def test_one_that_is_soon_done_does_not_wait_for_one_that_takes_long(
+        self, serve: Callable[..., Server], tmp_path: Path
+    ) -> None:
+        # given orders about a million files, which are being carried out
+        begun, go_on = threading.Semaphore(0), threading.Event()
+
+        def carry_out() -> dict[str, Any]:
+            begun.release()
+            assert go_on.wait(WAIT_SECONDS)
+            return {}
+
+        serve(million=lambda _: carry_out, one=lambda _: lambda: {"taken": 1})
+        with ExitStack() as stack:
+            for _ in range(control.LONG_ORDERS - 1):
+                client = stack.enter_context(connect(tmp_path / "control"))
+                client.sendall(b'{"order": "million"}\n')
+                assert begun.acquire(timeout=WAIT_SECONDS)
+            # when one comes that is about a single file, then it is answered meanwhile
+            assert ask(tmp_path / "control", "one") == {"taken": 1}
+            go_on.set()
 
     @pytest.mark.parametrize("how", ["foreseen", "unforeseen"])
     def test_one_that_takes_long_and_cannot_be_done_is_told(

@@ -374,9 +374,12 @@ class TestOrders:
         open_house(engine=engine)
         assert engine.entered.wait(WAIT_SECONDS)
         told = ask("status")
-        assert (told["state"], told["slots"], told["hung"]) == ("ready", [["cpu", "fake"]], [])
+        assert (told["state"], told["hung"], told["dead"]) == ("ready", [], [])
+        ((device, files),) = [(slot["device"], slot["files"]) for slot in told["slots"]]
+        assert (device, [each["file"] for each in files]) == ("cpu", ["in/a.png"])
         assert told["eta_seconds"] is None
-        assert told["watch"].keys() == {"in"}
+        assert told["inboxes"]["in"]["mode"] in ("inotify", "poll")
+        assert told["stored"]["counts"]["in"]["running"] == 1
         assert engine.gate
         engine.gate.set()
 

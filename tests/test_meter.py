@@ -150,6 +150,7 @@ class TestRates:
             "cuda:0": DeviceRates(batch=3.0, tokens_per_second=10.0, busy=0.1),
             "cuda:1": DeviceRates(1.0, 40.0, 60.0, 0.5 / 60),
         }
+        assert meter.rates().times_real_time == pytest.approx(0.5)  # 30 s of speech in a minute
 
     def test_how_long_the_rest_takes_follows_from_each_kinds_pace(
         self, meter: Meter, clock: Clock

@@ -55,6 +55,7 @@ class TestPauses:
         assert not pauses.pause("in", "disk full", 5.0)
         assert pauses.pause("in", "read-only", 20.0)
         assert pauses.reasons() == {"in": "read-only"}
+        assert pauses.faults() == {"in": 40.0}
 
     def test_it_doubles_up_to_its_limit(self) -> None:
         pauses, now, lengths = Pauses(5.0), 0.0, []

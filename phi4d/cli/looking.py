@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from phi4d.status import Snapshot
 
 ANSWER_SECONDS = 1.0  # a daemon that takes longer hangs
+STARTING_SECONDS = 60.0  # so long one that takes no orders yet is taken to be starting
 
 
 def status(
@@ -42,8 +44,8 @@ def status(
 ) -> None:
     """Tell what waits, runs, is done and has failed, and what holds inboxes and files up.
 
-    Exit code 0 if all is well, 1 if an inbox is held up, a worker hangs or the daemon does not
-    answer, 3 if it does not run.
+    Exit code 0 if all is well, also while the model is loaded or somebody paused it; 1 if an inbox
+    is held up, a worker hangs or the daemon does not answer; 3 if it does not run.
     """
     import json
 
@@ -54,12 +56,29 @@ def status(
     with Refusals():
         settled = load(config, config_file, options_of(settings))
         if watch:
-            _watch(lambda: words.render(_snapshot(settled)), interval)
+            _watch(lambda: _drawn(settled), interval)
             return
-        snapshot = _snapshot(settled)
-    typer.echo(json.dumps(snapshot.fields(), indent=2) if as_json else words.render(snapshot))
+        said: list[str] = []
+        snapshot = _snapshot(settled, said)
+    for fault in said:
+        typer.echo(f"phi4d: {fault}", err=True)
+    text = json.dumps(snapshot.fields(), indent=2) if as_json else None
+    typer.echo(text or words.render(snapshot, _columns()))
     codes = {"healthy": EXIT_OK, "degraded": EXIT_FAILURE, "down": EXIT_DOWN}
     raise typer.Exit(codes[snapshot.health])
+
+
+def _drawn(settled: Config) -> str:
+    from phi4d import status as words
+
+    said: list[str] = []
+    text = words.render(_snapshot(settled, said), _columns())
+    return "\n".join([text, *(f"\nphi4d: {fault}" for fault in said)])
+
+
+def _columns() -> int | None:
+    """Of the terminal; None: what is written is no terminal's."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _watch(text: Callable[[], str], interval: float) -> None:
@@ -78,46 +97,43 @@ def _watch(text: Callable[[], str], interval: float) -> None:
                 live.update(Text(text()), refresh=True)
 
 
-def _snapshot(settled: Config) -> Snapshot:
+def _snapshot(settled: Config, said: list[str]) -> Snapshot:
+    """What the daemon tells, or, if it does not, the store.
+
+    Args:
+        settled: where they are.
+        said: takes what is to be said beside it.
+
+    Raises:
+        EnvironmentFault: neither can be asked.
+    """
     from phi4d import control, lock
     from phi4d import status as words
-    from phi4d.job import display_name
-    from phi4d.store import Reader
+    from phi4d.desk import telling
 
+    live = None
     try:
-        reader = Reader(settled.store_path)
+        live = control.ask(settled.control_path, "status", timeout_s=ANSWER_SECONDS)
+    except EnvironmentFault as fault:  # the store tells the rest
+        said.append(str(fault))
+    if live is not None and live.get("schema") != words.JSON_SCHEMA:
+        said.append("the daemon is another version than this command: restart it")
+        live = None
+    if live is not None and live.get("stored") is not None:
+        return words.Snapshot.of(live["stored"], live, pid=live["pid"])
+    held = settled.state_dir / "lock"
+    pid = live["pid"] if live is not None else lock.holder(held)
+    try:
+        stored = telling.read(settled.store_path)
     except FileNotFoundError:
-        typer.echo(
-            f"phi4d: {settled.store_path}: there is no store; phi4d has not run with this "
-            "configuration (state_dir)",
-            err=True,
-        )
-        raise typer.Exit(EXIT_FAILURE) from None
-    pid, live = lock.holder(settled.state_dir / "lock"), None
-    if pid is not None:
-        try:
-            live = control.ask(settled.control_path, "status", timeout_s=ANSWER_SECONDS)
-        except EnvironmentFault as fault:  # the store tells the rest
-            typer.echo(f"phi4d: {fault}", err=True)
-    found = words.Snapshot(
-        daemon_pid=pid,
-        live=live,
-        paused=[(each.inbox, each.words, each.since) for each in reader.paused().values()],
-        oldest=reader.oldest(),
-        counts=reader.counts(),
-        running=[
-            (job.display_name, device, time.time() - started)
-            for job, device, started in reader.running()
-        ],
-        notices=[(notice.inbox, notice.text, notice.since) for notice in reader.notices()],
-        put_off=[
-            (row.job.display_name, row.reason or "is tried again", row.next_try)
-            for row in reader.put_off(10)
-        ],
-        failures=[(display_name(f.inbox, f.path), f.reason, f.when) for f in reader.failures(10)],
-    )
-    reader.close()
-    return found
+        stored = telling.nothing()
+        if pid is None:
+            said.append(
+                f"{settled.store_path}: there is no store; phi4d has not run with this "
+                "configuration (state_dir)"
+            )
+    starting = pid is not None and not said and lock.age_seconds(pid) < STARTING_SECONDS
+    return words.Snapshot.of(stored, live, pid=pid, starting=starting)
 
 
 def explain(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phi4d import __version__, events
+from phi4d import events
 from phi4d.config import Config
 from phi4d.control import UID, Handler, Long
-from phi4d.desk import again, cancelling, holding
+from phi4d.desk import again, cancelling, holding, telling
 from phi4d.errors import EnvironmentFault
-from phi4d.job import Kind, State
 from phi4d.meter import Meter
 from phi4d.paths import inbox_of
 from phi4d.scheduler import Pauses
@@ -82,27 +80,12 @@ class Desk:
         return carry_out
 
     def _status(self, fields: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 -- a handler
-        """From memory, but for the counts; it waits for no worker and no device."""
-        now = time.monotonic()
-        rates = self._meter.rates()
-        waiting: dict[Kind, int] = {}
-        for (inbox, kind, state), n in self._store.tally().items():
-            if state in (State.QUEUED, State.RUNNING) and inbox not in self._pauses.held():
-                waiting[kind] = waiting.get(kind, 0) + n
-        how = "stopping" if self.stopping else "ready" if self.workers else "loading"
-        return {
-            "state": how,
-            "version": __version__,
-            "files_per_minute": rates.total_per_minute,
-            "eta_seconds": rates.eta(waiting, len(self.workers)),
-            "slots": [[w.engine.device, w.engine.model] for w in self.workers],
-            "devices": {
-                device: {"tokens_per_second": rate.tokens_per_second, "batch": rate.batch}
-                for device, rate in rates.devices.items()
-            },
-            "watch": self.watcher.modes() if self.watcher is not None else {},
-            "hung": [w.name for w in self.workers if now - w.last_beat > self.config.hang_seconds],
-        }
+        state = "ready" if self.workers else "loading"
+        if self.stopping:
+            state = "stopping"
+        return telling.answer(
+            state, self.config, self._meter, self._pauses, self.workers, self.watcher
+        )
 
     def _rescan(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         names = self._names(fields)

@@ -26,6 +26,10 @@ class Engine(Protocol):
         """The device, such as ``cuda:0`` or ``cpu``."""
 
     @property
+    def precision(self) -> str:
+        """How the model is held there, for people: its number format, what else was done to it."""
+
+    @property
     def max_crops(self) -> int:
         """The most crops that a picture is cut into, if a request does not say fewer."""
 

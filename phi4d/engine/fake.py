@@ -90,6 +90,11 @@ class FakeEngine:
         return self._device
 
     @property
+    def precision(self) -> str:
+        """None: it computes nothing."""
+        return "no numbers"
+
+    @property
     def max_crops(self) -> int:
         """The number it was given."""
         return self._max_crops

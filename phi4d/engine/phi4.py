@@ -52,12 +52,20 @@ class Phi4Engine:
     """
 
     def __init__(
-        self, loaded: Loaded, tokens: Tokens, *, name: str, device: str, max_crops: int = MAX_CROPS
+        self,
+        loaded: Loaded,
+        tokens: Tokens,
+        *,
+        name: str,
+        device: str,
+        precision: str = "",
+        max_crops: int = MAX_CROPS,
     ) -> None:
         self._loaded: Loaded | None = loaded
         self._tokens = tokens
         self._name = name
         self._device = device
+        self._precision = precision
         self._max_crops = max_crops
         self._turn = threading.Lock()
 
@@ -112,6 +120,7 @@ class Phi4Engine:
             tokens,
             name=name or checkpoint.folder.resolve().name,
             device=slot.device,
+            precision=slot.precision,
             max_crops=max_crops or checkpoint.max_crops or MAX_CROPS,
         )
 
@@ -124,6 +133,11 @@ class Phi4Engine:
     def device(self) -> str:
         """The device, such as ``cuda:0`` or ``cpu``."""
         return self._device
+
+    @property
+    def precision(self) -> str:
+        """How the model is held there: ``bfloat16, merged adapters, sdpa``."""
+        return self._precision
 
     @property
     def max_crops(self) -> int:

@@ -111,6 +111,16 @@ class Slot:
     why: str = ""
     """the choices in words, for the log and `phi4d doctor`"""
 
+    @property
+    def precision(self) -> str:
+        """The number format, quantization, adapters and attention in a few words."""
+        how = [self.dtype, self.attention]
+        if self.quantization != "none":
+            how.insert(1, self.quantization)
+        elif self.merged:
+            how.insert(1, "merged adapters")
+        return ", ".join([*how, "offloaded"] if self.offload_bytes else how)
+
 
 def plan(
     devices: Sequence[Device], cpu: Device, size: Size, wishes: Wishes, installed: Collection[str]

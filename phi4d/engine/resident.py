@@ -49,6 +49,7 @@ class Resident:
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._model, self._device = engine.model, engine.device
+        self._precision = engine.precision
         self._max_crops = engine.max_crops
         self._memory = engine.memory
         self._used = clock()
@@ -65,6 +66,11 @@ class Resident:
     def device(self) -> str:
         """The device, such as ``cuda:0`` or ``cpu``."""
         return self._device
+
+    @property
+    def precision(self) -> str:
+        """How the model is held there, or will be again."""
+        return self._precision
 
     @property
     def max_crops(self) -> int:

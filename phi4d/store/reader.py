@@ -77,10 +77,11 @@ class Reader:
         return [(rows.job(row[:-2]), str(row[-2]), float(row[-1])) for row in found]
 
     def failures(self, limit: int) -> list[Failure]:
-        """The last failures, newest first."""
+        """The last failures, newest first; what somebody cancelled is none."""
         with self._readable():
             found = self._db.execute(
-                "SELECT inbox, path, fault, reason, finished FROM job WHERE state = 'failed'"
+                "SELECT inbox, path, fault, reason, finished FROM job"
+                " WHERE state = 'failed' AND fault IS NOT 'operator'"
                 " ORDER BY finished DESC LIMIT ?",
                 (limit,),
             ).fetchall()

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 SQLITE_VERSION = sqlite3.sqlite_version_info
 PROGRESS_OPCODES = 100_000  # of SQLite's machine, some milliseconds
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _HOOKS = """
 CREATE TABLE hook (                         -- what is to be run or told because a job has ended
     id         INTEGER PRIMARY KEY,
@@ -64,6 +64,9 @@ CREATE TABLE paused (                       -- inboxes from which an operator le
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX job_oldest ON job (inbox, coalesce(queued, added)) WHERE state = 'queued';
 """
+_FAILURES = """
+CREATE INDEX job_failure ON job (finished) WHERE state = 'failed' AND fault IS NOT 'operator';
+"""
 _INDEXES = """
 CREATE TABLE notice (                       -- what keeps an inbox from working, for `phi4d status`
     inbox      TEXT    NOT NULL,
@@ -109,11 +112,11 @@ CREATE TABLE job (
     UNIQUE (inbox, path, inode, size, mtime_ns)
 ) STRICT;
 CREATE INDEX job_running ON job (id) WHERE state = 'running';
-CREATE INDEX job_failed ON job (finished) WHERE state = 'failed';
 """
     + _INDEXES
     + _TALLY
     + _HOOKS
+    + _FAILURES
 )
 MIGRATIONS = {
     1: "ALTER TABLE job ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;",
@@ -139,6 +142,7 @@ ALTER TABLE job ADD COLUMN queued REAL;
 """
     + _TALLY,
     4: _HOOKS,
+    5: "DROP INDEX job_failed;" + _FAILURES,
 }
 """what makes the next version of a store of this version"""
 _PASSING = {

@@ -170,6 +170,11 @@ class Worker(threading.Thread):
         self._aborting.set()
         self.stop()
 
+    def at_work(self) -> list[tuple[str, float]]:
+        """The files that it has, with the seconds since it took each. Any thread may call."""
+        now = self._clock()
+        return [(task.name, now - task.began) for task in self._tasks if not task.ended]
+
     def heed_cancels(self) -> None:
         """Jobs of the store that run were cancelled; those of this worker end at its next step."""
         self._cancelling.set()

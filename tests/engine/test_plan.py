@@ -441,6 +441,19 @@ class TestRefusals:
         assert "cannot be had on cuda:1" in fault
 
 
+@pytest.mark.parametrize(
+    ("slot", "words"),
+    [
+        (Slot("cpu"), "float32, sdpa"),
+        (Slot("cuda:0", "bfloat16", merged=True), "bfloat16, merged adapters, sdpa"),
+        (Slot("cuda:0", "float16", "eager", "4bit"), "float16, 4bit, eager"),
+        (Slot("cuda:0", "bfloat16", offload_bytes=1), "bfloat16, sdpa, offloaded"),
+    ],
+)
+def test_how_a_slot_holds_the_model_in_a_few_words(slot: Slot, words: str) -> None:
+    assert slot.precision == words
+
+
 def test_the_published_size_is_what_its_configuration_comes_to() -> None:
     assert checkpoints.on_paper().size == PUBLISHED
 

@@ -60,6 +60,7 @@ def test_it_answers_like_the_engine_that_it_holds(engine: Resident, first: FakeE
     assert [answer.text for answer in engine.generate([REQUEST])] == ["picture 4x4: Describe."]
     assert first.calls == [(REQUEST,)]
     assert engine.is_loaded
+    assert engine.precision == first.precision
     assert (engine.state, words(engine)) == ("loaded", "")
 
 

@@ -1,0 +1,49 @@
+"""The command line in a test: the real program, and a real daemon with a fake engine beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from phi4d import cli
+
+
+def call(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "phi4d", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def invoke(*words: object) -> Any:
+    """In this process, for what starts no daemon."""
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+@contextlib.contextmanager
+def daemon(config_file: Path, *how: str) -> Iterator[Callable[[str], None]]:
+    """A real one with a fake engine; what is yielded waits for words in its log."""
+    script = Path(__file__).with_name("fake_daemon.py")
+    with subprocess.Popen(
+        [sys.executable, script, config_file, *how], stderr=subprocess.PIPE, text=True
+    ) as process:
+
+        def wait_for(words: str) -> None:
+            assert process.stderr
+            assert any(words in line for line in process.stderr), words
+
+        try:
+            wait_for(" ready: ")
+            yield wait_for
+        finally:
+            process.kill()
