@@ -213,8 +213,20 @@ class TestExplain:
         )
         assert words.endswith(
             " set it in a file, above the first [[inbox]]; PHI4_SETTLE_SECONDS=…; --set "
-            "settle_seconds=…"
+            "settle_seconds=… changed a running daemon takes it up at a reload"
         )
+
+    @pytest.mark.parametrize(
+        ("key", "when"),
+        [
+            ("device", "restart"),
+            ("seed", "reload"),
+            ("inbox.outbox", "reload"),
+            ("inbox", "reload"),
+        ],
+    )
+    def test_whether_a_change_wants_a_restart(self, key: str, when: str) -> None:
+        assert flat(config("explain", key)).endswith(f"a running daemon takes it up at a {when}")
 
     @pytest.mark.parametrize(
         ("key", "now"),

@@ -168,9 +168,10 @@ def _inboxes(_last: str, told: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _keys(_last: str, _told: dict[str, str]) -> list[tuple[str, str]]:
-    from phi4d.config import Config
+    from phi4d.config import Config, Inbox
 
-    return [(key, "") for key in Config.model_fields]
+    keys = [*Config.model_fields, *(f"inbox.{key}" for key in Inbox.model_fields)]
+    return [(key, "") for key in keys]
 
 
 def _settings(last: str, _told: dict[str, str]) -> list[tuple[str, str]]:

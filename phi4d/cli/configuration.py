@@ -20,6 +20,7 @@ from phi4d.errors import EXIT_CONFIG
 
 if TYPE_CHECKING:
     from phi4d.config.loading import Reading
+    from phi4d.config.telling import Key
 
 app = typer.Typer(
     help="Check the configuration, show it, explain a key, print the sample.",
@@ -118,7 +119,17 @@ def explain(
         typer.echo(f"phi4d: {telling.unknown(key)}", err=True)
         raise typer.Exit(EXIT_USAGE)
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
-    typer.echo(telling.explain(found, _read(config, config_file, settings), width))
+    reading = _read(config, config_file, settings)
+    typer.echo(telling.explain(found, reading, width, changed=_taken_up(found)))
+
+
+def _taken_up(key: Key) -> str:
+    """How another value of a key gets into a daemon that runs."""
+    from phi4d import changes
+    from phi4d.config import Inbox
+
+    is_live = key.table is Inbox or key.name in changes.LIVE
+    return f"a running daemon takes it up at a {'reload' if is_live else 'restart'}"
 
 
 def _read(config: Path | None, config_file: Path | None, settings: list[str] | None) -> Reading:

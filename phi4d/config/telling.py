@@ -169,8 +169,15 @@ def listing() -> str:
     return "\n".join(f"{key!s:<{width}}  {words.meanings(key.table)[key.name]}" for key in keys)
 
 
-def explain(key: Key, reading: Reading, width: int = 100) -> str:
-    """All about a key: what it takes, its default, where it is set now, what it means, and why."""
+def explain(key: Key, reading: Reading, width: int = 100, *, changed: str = "") -> str:
+    """All about a key: what it takes, its default, where it is set now, what it means, and why.
+
+    Args:
+        key: it.
+        reading: of the configuration.
+        width: columns.
+        changed: how a running daemon takes up another value, if that is to be told.
+    """
     about = key.table.model_fields[key.name]
     facts: list[tuple[str, str]] = [
         ("takes", words.wanted(key.name, about)),
@@ -182,6 +189,8 @@ def explain(key: Key, reading: Reading, width: int = 100) -> str:
     if why:
         facts.append(("why", why))
     facts.append(("set it", _ways(key)))
+    if changed:
+        facts.append(("changed", changed))
     lines = [str(key)]
     for label, text in facts:
         lines += textwrap.wrap(

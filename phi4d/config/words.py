@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -185,7 +186,7 @@ def _toml_key(key: object) -> str:
 
 def shown(value: object) -> str:
     """A value in a fault: as TOML, and no more of it than is needed to know it again."""
-    text = as_toml(value)
+    text = re.sub(r"://[^/@\s\"]+@", "://…@", as_toml(value))  # a password is for no log
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 2]} …"
 
 
