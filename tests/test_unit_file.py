@@ -106,6 +106,7 @@ def test_little_is_exposed(runnable: Path):
         "RootDirectory=/RootImage=",
         "PrivateDevices=",
         "PrivateMounts=",
+        "PrivateUsers=",
         "MemoryDenyWriteExecute=",
         "ProcSubset=",
         "DeviceAllow=",
@@ -129,6 +130,11 @@ def test_what_a_gpu_and_torch_need_is_left_to_them(settings: dict[str, str]):
     assert {"mbind", "set_mempolicy", "sched_setaffinity", "setpriority", "setrlimit"} <= set(
         settings["SystemCallFilter"].split()
     )
+
+
+def test_who_gives_an_order_can_be_told(settings: dict[str, str]):
+    # in a user namespace the kernel calls all others by the number of nobody
+    assert "PrivateUsers" not in settings
 
 
 def test_systemd_waits_for_what_the_daemon_says(settings: dict[str, str]):
