@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ import scenarios  # noqa: E402
 WORK = PROJECT / "build" / "system"
 PYTHON = PROJECT / ".venv" / "bin" / "python"
 SAMPLES = PROJECT / "phi4d" / "demo" / "samples"
-FILES = 60
+FILES = 40
 """that are dropped at once: the toy model takes some seconds for them"""
 
 
@@ -52,7 +53,11 @@ def packages(folder: Path) -> tuple[str, str]:
 
 
 def wheels(folder: Path) -> None:
-    """Put what phi4d needs of PyPI into a folder: the machine then wants no network for it."""
+    """Put what phi4d needs of PyPI into a folder: the machine then wants no network for it.
+
+    Raises:
+        NoMachine: PyPI does not have it.
+    """
     mark = folder / "pyproject.toml"
     wanted = (PROJECT / "pyproject.toml").read_bytes()
     if mark.exists() and mark.read_bytes() == wanted:
@@ -61,7 +66,11 @@ def wheels(folder: Path) -> None:
     folder.mkdir(parents=True)
     pip = [PYTHON, "-m", "pip", "--disable-pip-version-check", "--no-input", "-q"]
     # setuptools is what `make install` builds with
-    subprocess.run([*pip, "download", "-d", folder, PROJECT, "setuptools>=77"], check=True)
+    wants = [*pip, "download", "-d", folder, PROJECT, "setuptools>=77"]
+    done = subprocess.run(wants, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise machines.NoMachine(f"what phi4d needs cannot be had from PyPI: {last}")
     for name in ("phi4d*.zip", "phi4d*.tar.gz", "phi4d*.whl"):
         for own in folder.glob(name):
             own.unlink()
@@ -83,6 +92,62 @@ def picture(number: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end
 
 
+def source(folder: Path) -> None:
+    """Put a copy of what git tracks into a folder, as a clone would have it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    tracked = subprocess.run(
+        ["git", "-C", PROJECT, "ls-files", "-z"], check=True, capture_output=True
+    ).stdout
+    copy = ["cpio", "--quiet", "-0", "-pdm", folder]
+    subprocess.run(copy, cwd=PROJECT, input=tracked, check=True)
+
+
+def load(folder: Path) -> list[str]:
+    """Put pictures that all differ into a folder.
+
+    Returns:
+        Their names.
+    """
+    folder.mkdir(exist_ok=True)
+    names = [f"load-{number:03}.png" for number in range(FILES)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(picture(number))
+    return names
+
+
+def run(scene: scenarios.Scene, names: list[str]) -> int:
+    """Run scenarios, those of them that are named, or all.
+
+    Returns:
+        How many failed.
+    """
+    passed = failed = 0
+    for scenario in scenarios.ALL:
+        name = scenario.__name__
+        if names and name not in ("install", *names):
+            continue
+        at = time.monotonic()
+        try:
+            if scenario not in scenarios.BARE:
+                scene.at_rest()
+            scenario(scene)
+        except Exception as error:  # the next one may still tell something
+            failed += 1
+            what = str(error) if isinstance(error, machines.Failed) else repr(error)
+            say(f"FAILED  {name}: {what}\n{scenarios.aftermath(scene)}")
+            if name == "install":
+                break
+        else:
+            passed += 1
+            words = (inspect.getdoc(scenario) or "").partition("\n")[0]
+            say(f"ok {time.monotonic() - at:4.0f} s  {name}: {words}")
+    for what, figure in scene.told.items():
+        say(f"{what}: {figure}")
+    say(f"{passed} passed, {failed} failed")
+    return failed
+
+
 def main() -> int:
     """Run all scenarios, or those that are named after `install`.
 
@@ -95,57 +160,28 @@ def main() -> int:
     wanted = parser.parse_args().names
     if unknown := set(wanted) - set(names):
         parser.error(f"there is no {', '.join(unknown)}")
-    if why := machines.why_not():
+    # the machine is to be put away also when this is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        if why := machines.why_not():
+            raise machines.NoMachine(why)
+        begun = time.monotonic()
+        WORK.mkdir(parents=True, exist_ok=True)
+        machines.make_base(WORK / "base")
+        wheels(WORK / "wheels")
+        first, newer = packages(WORK / "packages")
+        source(WORK / "source")
+        pictures = load(WORK / "load")
+        say(f"made ready in {time.monotonic() - begun:.0f} s")
+        shared = ("packages", "wheels", "load", "source")
+        binds = {f"/{name}": WORK / name for name in shared} | {"/samples": SAMPLES}
+        with machines.machine(WORK / "base", WORK / "root", binds) as one:
+            one.write("/etc/pip.conf", "[global]\nno-index = true\nfind-links = /wheels\n")
+            expected = json.loads((SAMPLES / "expected.json").read_text("utf-8"))
+            failed = run(scenarios.Scene(one, expected, pictures, first, newer), wanted)
+    except machines.NoMachine as why:
         say(f"system tests skipped: {why}")
         return 0
-    begun = time.monotonic()
-    first, newer = packages(WORK / "packages")
-    wheels(WORK / "wheels")
-    machines.make_base(WORK / "base")
-    load = WORK / "load"
-    load.mkdir(exist_ok=True)
-    pictures = [f"load-{number:03}.png" for number in range(FILES)]
-    for number, name in enumerate(pictures):
-        (load / name).write_bytes(picture(number))
-    expected = json.loads((SAMPLES / "expected.json").read_text("utf-8"))
-    source = WORK / "source"
-    shutil.rmtree(source, ignore_errors=True)
-    source.mkdir()
-    tracked = subprocess.run(
-        ["git", "-C", PROJECT, "ls-files", "-z"], check=True, capture_output=True
-    ).stdout
-    copy = ["cpio", "--quiet", "-0", "-pdm", source]
-    subprocess.run(copy, cwd=PROJECT, input=tracked, check=True)
-    binds = {
-        "/packages": WORK / "packages",
-        "/wheels": WORK / "wheels",
-        "/load": load,
-        "/source": source,
-    }
-    say(f"made ready in {time.monotonic() - begun:.0f} s")
-    failed = passed = 0
-    with machines.machine(WORK / "base", WORK / "root", {**binds, "/samples": SAMPLES}) as one:
-        one.write("/etc/pip.conf", "[global]\nno-index = true\nfind-links = /wheels\n")
-        scene = scenarios.Scene(one, expected, pictures, first, newer)
-        for scenario in scenarios.ALL:
-            name = scenario.__name__
-            if wanted and name not in ("install", *wanted):
-                continue
-            at = time.monotonic()
-            try:
-                scenario(scene)
-            except Exception as error:  # the next one may still tell something
-                failed += 1
-                say(f"FAILED  {name}: {error}\n{scenarios.aftermath(scene)}")
-                if name == "install":
-                    break
-            else:
-                passed += 1
-                words = (inspect.getdoc(scenario) or "").partition("\n")[0]
-                say(f"ok {time.monotonic() - at:4.0f} s  {name}: {words}")
-    for what, figure in scene.told.items():
-        say(f"{what}: {figure}")
-    say(f"{passed} passed, {failed} failed")
     return failed > 0
 
 

@@ -13,11 +13,18 @@ import platform
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SUITE = "bookworm"
+MIRROR = os.environ.get("MIRROR", "http://deb.debian.org/debian")
+"""where debootstrap has Debian from"""
+MIRROR_SECONDS = 20.0
+BOOT_SECONDS = 120.0
 PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "procps", "python3", "python3-venv", "python3-systemd",
     "acl", "adduser", "make",
@@ -32,7 +39,14 @@ TOOLS = {
 }
 """commands, and the Debian packages that bring them"""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-MARK = "PHI4D_SYSTEM_TEST"
+
+
+class Failed(Exception):
+    """A command in the machine ended badly, or something did not come in time."""
+
+
+class NoMachine(Exception):
+    """No machine can be had here; the text says why."""
 
 
 def why_not() -> str:
@@ -55,23 +69,39 @@ def why_not() -> str:
     return ""
 
 
-class Failed(Exception):
-    """A command in the machine ended badly, or something did not come in time."""
-
-
 def make_base(folder: Path) -> None:
-    """Make a minimal Debian, unless it is there."""
-    if (folder / "etc" / "debian_version").exists():
+    """Make a minimal Debian, unless it is there.
+
+    Raises:
+        NoMachine: the mirror does not have it.
+    """
+    mark = folder / "etc" / "debian_version"
+    listed = folder.with_name("base.packages")
+    wanted = "\n".join((SUITE, *PACKAGES))
+    if mark.exists() and listed.exists() and listed.read_text() == wanted:
         return
+    release = f"{MIRROR}/dists/{SUITE}/Release"
+    try:
+        urllib.request.urlopen(release, timeout=MIRROR_SECONDS).close()  # noqa: S310 -- whatever serves debootstrap
+    except (OSError, urllib.error.URLError) as error:
+        raise NoMachine(f"Debian cannot be had from {MIRROR} (MIRROR): {error}") from None
     aside = folder.with_name(folder.name + ".new")
     shutil.rmtree(aside, ignore_errors=True)
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, aside],
-        check=True,
-        stdout=subprocess.DEVNULL,
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+    done = subprocess.run(
+        [*command, SUITE, aside, MIRROR],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
+    if done.returncode:
+        last = done.stdout.strip().rpartition("\n")[2]
+        raise NoMachine(f"debootstrap from {MIRROR} (MIRROR) ended badly: {last}")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+    listed.write_text(wanted)
 
 
 class Machine:
@@ -89,24 +119,36 @@ class Machine:
         self._leader = 0
 
     def boot(self) -> None:
-        """Boot it, and wait until its systemd has started everything."""
+        """Boot it, and wait until its systemd has started everything.
+
+        Raises:
+            NoMachine: systemd-nspawn cannot do it here.
+        """
         command = ["systemd-nspawn", "-q", "-D", self.root, "--register=no", "--keep-unit"]
         command += ["--console=pipe", "--kill-signal=SIGRTMIN+3", "--resolv-conf=copy-host"]
         command += [f"--bind-ro={source}:{place}" for place, source in self._binds.items()]
+        told = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- closed with the last of its readers
         self._nspawn = subprocess.Popen(
-            [*command, "-b"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            [*command, "-b"], stdin=subprocess.DEVNULL, stdout=told, stderr=told
         )
-        children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children")
-        self.until(lambda: bool(children.read_text().split()), "the machine's first process", 20)
-        self._leader = int(children.read_text().split()[0])
-        self.until(
-            lambda: self.ask("systemctl", "is-system-running") in ("running", "degraded"),
-            "the machine to be up",
-            60,
-        )
+
+        def last() -> str:
+            told.seek(0)
+            return told.read().strip().rpartition("\n")[2]
+
+        def booted() -> bool:
+            assert self._nspawn is not None
+            if self._nspawn.poll() is not None:
+                raise NoMachine(f"systemd-nspawn ended: {last()}")
+            if not self._leader:
+                self._leader = _first_of_its_own(self._nspawn.pid)
+                return False
+            return self.ask("systemctl", "is-system-running") in ("running", "degraded")
+
+        try:
+            self.until(booted, "the machine to be up", BOOT_SECONDS)
+        except Failed as failed:
+            raise NoMachine(f"systemd-nspawn: {failed}; it said: {last()}") from None
 
     def power_off(self) -> None:
         """Shut it down. Idempotent."""
@@ -123,9 +165,11 @@ class Machine:
     def command(self, *words: str | Path, user: str = "root") -> subprocess.CompletedProcess[str]:
         """Run a command in the machine, whatever becomes of it."""
         enter = ["nsenter", "-t", str(self._leader), "-a", "env", "-i", f"PATH={PATH}"]
-        enter += ["HOME=/root", "LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "COLUMNS=160"]
-        if user != "root":
-            enter += ["runuser", "-u", user, "--"]
+        enter += ["LANG=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "COLUMNS=160"]
+        if user == "root":
+            enter += ["HOME=/root"]
+        else:
+            enter += [f"HOME=/home/{user}", "runuser", "-u", user, "--"]
         return subprocess.run(
             [*enter, *words],
             stdin=subprocess.DEVNULL,
@@ -179,6 +223,17 @@ class Machine:
                 raise Failed(f"{what}: not within {seconds:.0f} s")
             time.sleep(0.1)
         return time.monotonic() - begun
+
+
+def _first_of_its_own(nspawn: int) -> int:
+    """The child of systemd-nspawn that is process 1 to itself: the machine's systemd; or 0."""
+    with contextlib.suppress(OSError):  # ended meanwhile
+        for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
+            status = Path(f"/proc/{child}/status").read_text()
+            (numbers,) = (line for line in status.splitlines() if line.startswith("NSpid:"))
+            if numbers.split()[-1] == "1":
+                return int(child)
+    return 0
 
 
 @contextlib.contextmanager
