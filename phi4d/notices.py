@@ -19,7 +19,7 @@ class Notices:
 
         Args:
             inbox: its name.
-            about: what it is about: 'outbox', 'watch', 'originals'.
+            about: what it is about: 'outbox', 'watch', 'originals', 'on_done', 'on_failed'.
             text: what was found, what was expected, and what to do.
         """
         with self._lock:

@@ -152,6 +152,20 @@ class TestCheck:
         ]  # fmt: skip
         assert done.exit_code == os.EX_OK
 
+    def test_a_secret_that_everybody_can_read(self, tmp_path: Path) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text("open sesame")
+        file = tmp_path / "phi4d.toml"
+        file.write_text(
+            f'[[inbox]]\npath = "{tmp_path}"\noutbox = "beside"\non_done = "http://127.0.0.1/"\n'
+            'webhook_secret_file = "secret"\n'
+        )
+        for mode, said in ((0o644, True), (0o640, False), (0o600, False)):
+            secret.chmod(mode)
+            told = flat(config("check", "--config", file))
+            assert ("can be read by every user; chmod o-r" in told) is said, oct(mode)
+            assert "sesame" not in told
+
 
 class TestShow:
     def test_every_value_has_its_source(self, file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -81,12 +82,8 @@ def _of_inbox(config: Config, n: int, box: Inbox) -> Iterator[Fault]:
         yield doubt("outbox", f"{outbox} is no folder; expected one, or a name that is free")
     if box.done_dir is not None and box.originals != "move":
         yield doubt("done_dir", f'is not used, because originals = "{box.originals}"')
-    if box.webhook_secret_file is not None and not box.has_webhook:
-        yield doubt("webhook_secret_file", "is not used, because no hook of the inbox is a webhook")
-    elif box.webhook_secret_file is not None and not os.path.lexists(box.webhook_secret_file):
-        yield doubt(
-            "webhook_secret_file", f"{box.webhook_secret_file} is not there, so no webhook is sent"
-        )
+    if said := _of_secret(box):
+        yield doubt("webhook_secret_file", said)
     for key, found in (("on_done", box.on_done), ("on_failed", box.on_failed)):
         if isinstance(found, tuple) and shutil.which(found[0]) is None:
             yield doubt(key, f"{found[0]} is no program that is found here and may be run")
@@ -95,3 +92,20 @@ def _of_inbox(config: Config, n: int, box: Inbox) -> Iterator[Fault]:
             yield doubt(key, f'is not used, because kinds has no "{kind}"')
     for pattern in sorted(set(box.include) & set(box.exclude)):
         yield doubt("exclude", f'"{pattern}" is in include as well; exclude is the stronger')
+
+
+def _of_secret(box: Inbox) -> str:
+    file = box.webhook_secret_file
+    if file is None:
+        return ""
+    if not box.has_webhook:
+        return "is not used, because no hook of the inbox is a webhook"
+    try:
+        mode = os.stat(file).st_mode
+    except FileNotFoundError:
+        return f"{file} is not there, so no webhook is sent"
+    except OSError:  # the daemon's user may see more
+        return ""
+    if mode & stat.S_IROTH:
+        return f"{file} can be read by every user; chmod o-r keeps the secret"
+    return ""

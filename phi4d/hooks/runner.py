@@ -131,7 +131,7 @@ class Hooks:
         """
         counted = {target: self._store.hooks_left(target) for target in self._targets()}
         return [
-            f'inbox "{inbox}": {_key(state)} still waits (files: {n})'
+            f'inbox "{inbox}": the hook {_key(state)} still waits (files: {n})'
             for (inbox, state), n in counted.items()
             if n
         ]
@@ -256,7 +256,7 @@ class Hooks:
         with self._changed:
             trouble = self._troubles.pop(_target(due), None)
         if trouble is not None and trouble.failures >= TOLD_AFTER:
-            log.warning('inbox "%s": %s works again', due.inbox, _key(due.state))
+            log.warning('inbox "%s": the hook %s works again', due.inbox, _key(due.state))
         self._notices.say(due.inbox, _key(due.state), None)
         self._settle(due)
 
@@ -278,10 +278,9 @@ class Hooks:
             then = f"; given up ({_limit(rule)})" if error.again else ""
         log.log(
             level,
-            "%s: %s failed, the file is %s all the same: %s%s",
+            "%s: the hook %s failed: %s%s",
             _name(due),
             key,
-            due.state,
             error,
             then,
             extra=events.HOOK_FAILED(
@@ -289,7 +288,9 @@ class Hooks:
             ),
         )
         if failures >= TOLD_AFTER:
-            self._notices.say(due.inbox, key, f"{key} failed {failures} times in a row: {error}")
+            self._notices.say(
+                due.inbox, key, f"the hook {key} failed {failures} times in a row: {error}"
+            )
         if again:
             self._persist(lambda: self._store.put_off_hook(due, wait))
             return
@@ -303,7 +304,7 @@ class Hooks:
         self._persist(lambda: gone.append(self._store.give_up_hooks(target, rule.webhook_seconds)))
         if n := sum(gone):
             log.warning(
-                'inbox "%s": %s is given up for %d more files (%s)',
+                'inbox "%s": the hook %s is given up for %d more files (%s)',
                 target[0],
                 _key(target[1]),
                 n,

@@ -70,7 +70,7 @@ CREATE INDEX job_failure ON job (finished) WHERE state = 'failed' AND fault IS N
 _INDEXES = """
 CREATE TABLE notice (                       -- what keeps an inbox from working, for `phi4d status`
     inbox      TEXT    NOT NULL,
-    about      TEXT    NOT NULL,            -- 'outbox', 'watch', 'originals'
+    about      TEXT    NOT NULL,            -- 'outbox', 'watch', 'originals', 'on_done' ...
     text       TEXT    NOT NULL,
     since      REAL    NOT NULL,            -- seconds since the epoch
     PRIMARY KEY (inbox, about)

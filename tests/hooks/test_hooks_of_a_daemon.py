@@ -126,7 +126,7 @@ def test_a_receiver_that_is_down_is_what_is_left(
     with running(write_config(on_done=url), "once") as process:
         said = process.communicate()[1]
     assert process.returncode == 75, said
-    assert 'inbox "in": on_done still waits (files: 1)' in said
+    assert 'inbox "in": the hook on_done still waits (files: 1)' in said
     assert "cannot be reached: Connection refused; next try in" in said
     assert "geheim" not in said
 

@@ -159,8 +159,7 @@ class TestCommands:
         assert notes() == ["done in/bad.png", "done in/good.png"]
         (line,) = caplog.records
         assert line.getMessage() == (
-            "in/bad.png: on_done failed, the file is done all the same: "
-            f"{note[0]} ended with exit code 4: no"
+            f"in/bad.png: the hook on_done failed: {note[0]} ended with exit code 4: no"
         )
         told = vars(line)
         assert (line.levelname, told["MESSAGE_ID"]) == ("WARNING", events.HOOK_FAILED.id)
@@ -177,7 +176,7 @@ class TestCommands:
         assert house.notices.about("on_done") == {}
         house.ends("bad3")
         house.settle()
-        assert "on_done failed 3 times in a row" in house.notices.about("on_done")["in"]
+        assert "the hook on_done failed 3 times in a row" in house.notices.about("on_done")["in"]
         house.ends("good")
         house.settle()
         assert house.notices.about("on_done") == {}
@@ -249,11 +248,9 @@ class TestWebhooks:
         stamps = [int(request.headers["webhook-timestamp"]) for request in receiver.requests]
         assert stamps == sorted(set(stamps))
         failed, works = warnings(caplog)
-        assert (
-            "in/a.png: on_done failed, the file is done all the same: http://127.0.0.1:" in failed
-        )
+        assert "in/a.png: the hook on_done failed: http://127.0.0.1:" in failed
         assert "answered 503 Service Unavailable; next try in" in failed
-        assert works == 'inbox "in": on_done works again'
+        assert works == 'inbox "in": the hook on_done works again'
         assert house.counted() == (1, 3)
         assert house.hooks.left() == []
 
@@ -305,7 +302,7 @@ class TestWebhooks:
         house.rule(on_done=nobody, webhook_seconds=DAY)
         house.ends(*(f"{n}.png" for n in range(50)))
         house.settle()
-        assert house.hooks.left() == ['inbox "in": on_done still waits (files: 50)']
+        assert house.hooks.left() == ['inbox "in": the hook on_done still waits (files: 50)']
         # when it has been tried often enough, but not for long
         for _ in range(runner.DOWN_AFTER):
             house.later(400)
@@ -316,7 +313,10 @@ class TestWebhooks:
         assert house.hooks.left() == []
         one, rest = warnings(caplog)[before:]
         assert "cannot be reached: Connection refused; given up (webhook_hours = 24)" in one
-        assert rest == 'inbox "in": on_done is given up for 49 more files (webhook_hours = 24)'
+        assert (
+            rest
+            == 'inbox "in": the hook on_done is given up for 49 more files (webhook_hours = 24)'
+        )
         assert "Connection refused" in house.notices.about("on_done")["in"]
 
     def test_without_hours_it_is_tried_once(
