@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phi4d.config import Config
-from phi4d.doctor import decoders, folders, machine, start
+from phi4d.doctor import decoders, folders, machine, service, start
 from phi4d.doctor.check import Check, Status, faulty, ok, warn
 from phi4d.engine import devices
 from phi4d.engine.placement import wants_gpus
@@ -105,6 +105,7 @@ def _places(config: Config) -> Iterator[Check]:
     yield folders.watches(trees)
     yield folders.writable("state_dir", config.state_dir, "state_dir")
     yield from folders.disks(config)
+    yield from service.service(config)
 
 
 def show(check: Check, console: Console) -> None:

@@ -1,0 +1,83 @@
+"""What `phi4d doctor` says of an installed service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kit import NOBODY
+
+from phi4d.config import Config, load
+from phi4d.doctor.check import Check, Status
+from phi4d.doctor.service import service
+from phi4d.unit import DROP_IN, render, settings
+from phi4d.unit.host import look
+
+UNIT = Path(__file__).parents[2] / "systemd" / "phi4d.service"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A system with the service."""
+    unit = tmp_path / "usr/lib/systemd/system/phi4d.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text(UNIT.read_text())
+    return tmp_path
+
+
+def config_with(outbox: str) -> Config:
+    box = {"path": "/srv/phi4d/inbox", "outbox": outbox}
+    return load(
+        config=Path("/dev/null"), environ={}, options={"model_path": "demo", "inbox": [box]}
+    )
+
+
+def checks(root: Path, outbox: str, *, stale: bool = False) -> list[Check]:
+    return list(service(config_with(outbox), root=root, stale=lambda: stale))
+
+
+@pytest.fixture(autouse=True)
+def _as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+
+
+def test_where_it_allows_all_that_is_wanted(root: Path):
+    (check,) = checks(root, "/srv/phi4d/outbox")
+
+    assert (check.status, check.check) == (Status.OK, "service")
+
+
+def test_a_drop_in_that_is_missing(root: Path):
+    (check,) = checks(root, "/data/out")
+
+    assert check.status is Status.WARN
+    assert '/data/out is read-only to it (inbox "inbox": outbox)' in check.found
+    assert check.advice.startswith(f"phi4d unit | sudo install -D -m 644 /dev/stdin {DROP_IN} && ")
+
+
+def test_a_drop_in_that_is_there_and_one_that_is_out_of_date(root: Path):
+    file = root / DROP_IN.relative_to("/")
+    file.parent.mkdir(parents=True)
+    file.write_text(render(settings(config_with("/data/out"), look()), source="here"))
+
+    assert [check.status for check in checks(root, "/data/out")] == [Status.OK]
+    (check,) = checks(root, "/srv/phi4d/outbox")
+    assert check.status is Status.WARN
+    assert "is out of date: the configuration no longer wants ReadWritePaths=-/data/out" in (
+        check.found
+    )
+
+
+def test_one_that_systemd_has_not_read(root: Path):
+    (check,) = checks(root, "/srv/phi4d/outbox", stale=True)
+
+    assert check.status is Status.WARN
+    assert check.advice == "sudo systemctl daemon-reload && sudo systemctl restart phi4d"
+
+
+def test_nothing_is_said_without_a_service_or_to_others(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert checks(tmp_path / "none", "/data/out") == []
+    monkeypatch.setattr("os.geteuid", lambda: NOBODY)
+    assert checks(root, "/data/out") == []
