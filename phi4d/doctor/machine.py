@@ -128,10 +128,20 @@ def packages(run: Callable[[str], str] | None = None) -> Iterator[Check]:
             )
         else:
             yield ok(name, _version(name))
-    if importlib.util.find_spec("systemd"):
-        yield ok("systemd-python", _version("systemd-python"))
-    else:
-        yield ok("systemd-python", "not installed: log lines in the journal have no fields")
+    yield ok("systemd-python", _journal_library())
+
+
+def _journal_library() -> str:
+    if not importlib.util.find_spec("systemd"):
+        return "not installed: log lines in the journal have no fields"
+    try:
+        importlib.import_module("systemd.journal")
+    except ImportError as error:  # another library of that name, or built for another Python
+        return f"cannot be used ({_line(error)}): log lines in the journal have no fields"
+    try:
+        return version("systemd-python")
+    except PackageNotFoundError:
+        return "Debian's"  # as `make install` links it
 
 
 def _imported(module: str) -> str:

@@ -70,13 +70,21 @@ def _journal() -> logging.Handler | None:
             raise OSError(errno.ENOENT, "no journal", str(JOURNAL_SOCKET))
         fields.pop("EXCEPTION_INFO", None)  # an object's address is of no use to anybody
         # a record's own attributes, in lower case, are no fields
-        send_to_journal(message, **{key: fields[key] for key in fields if key.isupper()})
+        told = {key: _printable(fields[key]) for key in fields if key.isupper()}
+        send_to_journal(_printable(message), **told)
 
     handler: Any = JournalHandler(sender_function=send, SYSLOG_IDENTIFIER="phi4d")
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.handleError = _stderr("plain").handle  # what it could not send
     made: logging.Handler = handler
     return made
+
+
+def _printable(value: Any) -> Any:
+    """A field that can be sent: a path in it need not be UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def _stderr_is_journal() -> bool:

@@ -134,3 +134,27 @@ class TestPackages:
             assert checks[name].status is Status.OK
             assert checks[name].found.startswith("not installed: ")
         assert checks["bitsandbytes"].found == "not installed: there is no 4bit"
+
+
+@pytest.mark.parametrize(
+    ("journal", "words"),
+    [("", "Debian's"), ("import not_there", "cannot be used (No module named 'not_there'): log")],
+)
+def test_the_journals_library_by_whether_it_can_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: str, words: str
+):
+    (tmp_path / "systemd").mkdir()
+    (tmp_path / "systemd/__init__.py").touch()
+    (tmp_path / "systemd/journal.py").write_text(journal)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("systemd", "systemd.journal"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    def version(name: str) -> str:
+        raise machine.PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "version", version)
+
+    assert machine._journal_library().startswith(words)
+    for name in ("systemd", "systemd.journal"):  # ours, which are to be forgotten
+        sys.modules.pop(name, None)

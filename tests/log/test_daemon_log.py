@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
+
+from phi4d import demo
 
 TOP = Path(__file__).parents[2]
 SECRETS = ("zymurgy", "quokka", "borogove")
@@ -219,3 +222,30 @@ def test_a_device_that_is_lost_gives_no_traceback(
     assert "an illegal memory access" in log
     assert "Traceback" not in log
     assert not [word for word in SECRETS if word in log]
+
+
+@pytest.mark.timeout(300)
+def test_the_models_own_answers_are_not_in_the_log_either(tmp_path: Path) -> None:
+    # given the model that ships, and all that the log can say
+    (tmp_path / "in").mkdir()
+    for name in ("shapes-448x448.png", "digits-16k.wav"):
+        shutil.copy(demo.SAMPLES / name, tmp_path / "in")
+    (tmp_path / "phi4d.toml").write_text(
+        'model_path = "demo"\ndevice = "cpu"\nlog_level = "debug"\nstate_dir = "state"\n'
+        f'image_prompt = "{SECRETS[0]}"\n[[inbox]]\npath = "in"\noutbox = "out"\n'
+    )
+    # when it answers
+    done = subprocess.run(
+        [sys.executable, "-m", "phi4d", "run", "--once", "--config", tmp_path / "phi4d.toml"],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PHI4")}
+        | {"PYTHONPATH": str(TOP)},
+    )
+    # then no word of an answer or a prompt is in it
+    answers = " ".join(path.read_text() for path in (tmp_path / "out").glob("*.txt"))
+    words = {word for word in answers.split() if len(word) > 3}
+    assert len(words) > 3
+    assert "DEBUG" in done.stderr
+    assert not {word for word in words | {SECRETS[0]} if word in done.stderr}

@@ -156,6 +156,26 @@ def test_every_field_of_a_line_about_a_file_is_read_back(fields: Journal) -> Non
     assert entry["SYSLOG_IDENTIFIER"] == "phi4d"
 
 
+def test_a_path_that_is_no_utf_8_keeps_no_line_from_the_journal(fields: Journal) -> None:
+    (entry,) = fields.log(
+        "logging.getLogger('phi4d').info('watching %s', '/in/\\udcff',"
+        " extra=events.READY(output='/out/\\udcff'))"
+    )
+
+    assert entry["_TRANSPORT"] == "journal"
+    assert entry["MESSAGE"] == r"watching /in/\udcff"
+    assert entry["PHI4D_OUTPUT"] == r"/out/\udcff"
+
+
+def test_an_error_that_nobody_foresaw_has_its_traceback_in_one_entry(fields: Journal) -> None:
+    (entry,) = fields.log(
+        "try: {}['x']\nexcept KeyError: logging.getLogger('phi4d').exception('unexpected')"
+    )
+
+    assert entry["MESSAGE"].startswith("unexpected\nTraceback (most recent call last):\n")
+    assert entry["PRIORITY"] == "3"
+
+
 def test_a_file_is_found_by_its_name(fields: Journal) -> None:
     fields.log(JOB + "told.info('done %s', job.name, extra=events.FILE_DONE(tokens=3))")
 
