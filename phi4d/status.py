@@ -74,6 +74,8 @@ class Snapshot:
     """inbox that somebody paused, who and why, since when (seconds since the epoch)"""
     oldest: Mapping[str, float] = field(default_factory=dict)
     """since when the longest waiting job of each inbox waits (seconds since the epoch)"""
+    cancelled: Mapping[str, int] = field(default_factory=dict)
+    """how many files of each inbox somebody cancelled; they are in no other number"""
     live: Mapping[str, Any] | None = None
     """what the daemon answered to the order `status`; None: it did not"""
     starting: bool = False
@@ -93,9 +95,12 @@ class Snapshot:
             inbox: {State(state): n for state, n in by_state.items()}
             for inbox, by_state in stored["counts"].items()
         }
-        told = {key: stored[key] for key in ("running", "notices", "put_off", "failures", "paused")}
-        lists = {key: [tuple(each) for each in found] for key, found in told.items()}
-        return cls(pid, counts, oldest=stored["oldest"], live=live, starting=starting, **lists)
+        lists: dict[str, Any] = {
+            key: [tuple(each) for each in stored[key]]
+            for key in ("running", "notices", "put_off", "failures", "paused")
+        }
+        told: dict[str, Any] = {key: stored[key] for key in ("oldest", "cancelled")}
+        return cls(pid, counts, live=live, starting=starting, **told, **lists)
 
     @property
     def state(self) -> str:
@@ -146,6 +151,7 @@ class Snapshot:
             "daemon": live,
             "inboxes": {
                 name: {HEADINGS[s]: self.counts.get(name, {}).get(s, 0) for s in COLUMNS}
+                | {"cancelled": self.cancelled.get(name, 0)}
                 | {"oldest_waiting": self.oldest.get(name)}
                 | {key: inboxes.get(name, {}).get(key) for key in ("mode", "kinds", "next_try")}
                 | {"paused": next((why for n, why, _ in self.paused if n == name), None)}
@@ -176,6 +182,9 @@ def render(snapshot: Snapshot, columns: int | None = None, now: float | None = N
             ["running"]
             + [f"  {name}  on {device}, {span(now - at)}" for name, device, at in snapshot.running]
         )
+    if snapshot.cancelled:
+        of_each = ", ".join(f"{inbox} {n:,}" for inbox, n in sorted(snapshot.cancelled.items()))
+        sections.append([f"cancelled: {of_each}; phi4d retry takes them up again"])
     notices = [
         (inbox, why + _next_try(snapshot, inbox, now), at) for inbox, why, at in snapshot.notices
     ]

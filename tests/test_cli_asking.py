@@ -148,6 +148,14 @@ class TestStatus:
             assert (done.exit_code, done.stderr) == (0, "")
             assert "phi4d 1, pid 42" in done.stdout
             assert done.stdout.splitlines()[-1].split()[-6:-2] == ["1", "0", "0", "0"]
+            # and when the daemon has ended, as much as can be known
+            server.stop()
+            server.join()
+            with unprivileged(state):
+                done = invoke("status", "--config", config)
+            assert done.exit_code == 3
+            assert done.stdout.startswith("phi4d is not running\n")
+            assert "be the daemon's user, or in its group" in done.stderr
 
     def test_a_daemon_of_another_version_is_to_be_restarted(
         self, config_file: Path, tmp_path: Path
@@ -263,10 +271,10 @@ class TestCancel:
             done = call("cancel", "in/a.png", "in/none.png", "--config", config_file)
             assert (done.returncode, done.stdout) == (0, "1 being worked on: told to stop\n")
             assert done.stderr.endswith("in/none.png: neither waits nor is being worked on\n")
-            while (told := _told(config_file))["inboxes"]["in"]["failed"] != 1:
+            while (told := _told(config_file))["inboxes"]["in"]["cancelled"] != 1:
                 pass
             assert told["daemon"]["slots"][0]["files"] == []
-            assert told["failures"] == []
+            assert (told["inboxes"]["in"]["failed"], told["failures"]) == (0, [])
             done = call("explain", "in/a.png", "--config", config_file)
             assert "cancelled by" in done.stdout
 

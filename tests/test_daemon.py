@@ -401,7 +401,8 @@ class TestOrders:
             "taken": 0, "first": [], "left": [], "stopping": 1
         }  # fmt: skip
         opened.wait_for(1)
-        assert counts(tmp_path / "state") == {"failed": 1}
+        assert counts(tmp_path / "state") == {}
+        assert ask("status")["stored"]["cancelled"] == {"in": 1}
         assert not list((tmp_path / "out").iterdir())
 
     def test_a_paused_inbox_waits_over_a_restart_until_it_is_resumed(

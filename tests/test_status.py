@@ -202,6 +202,7 @@ class TestHealth:
 def test_everything_for_programs() -> None:
     stored = {
         "counts": {"photos": {"queued": 2, "failed": 1}},
+        "cancelled": {"photos": 7},
         "oldest": {"photos": 5.0},
         "running": [["photos/a", "cpu", 1.0]],
         "paused": [["memos", "paused by ada", 2.0]],
@@ -216,18 +217,27 @@ def test_everything_for_programs() -> None:
     assert "stored" not in fields["daemon"]
     assert fields["inboxes"] == {
         "memos": {
-            "waiting": 0, "running": 0, "done": 0, "failed": 0, "oldest_waiting": None,
+            "waiting": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0,
+            "oldest_waiting": None,
             "mode": "poll (NFS)", "kinds": ["audio"], "next_try": None,
             "paused": "paused by ada", "held_up": [],
         },
         "photos": {
-            "waiting": 2, "running": 0, "done": 0, "failed": 1, "oldest_waiting": 5.0,
+            "waiting": 2, "running": 0, "done": 0, "failed": 1, "cancelled": 7,
+            "oldest_waiting": 5.0,
             "mode": "inotify", "kinds": ["image", "audio"], "next_try": None,
             "paused": None, "held_up": ["no room"],
         },
     }  # fmt: skip
     assert fields["running"] == [{"file": "photos/a", "device": "cpu", "since": 1.0}]
     assert fields["failures"] == [{"file": "photos/c", "why": "is empty", "when": 6.0}]
+
+
+def test_what_was_cancelled() -> None:
+    text = render(Snapshot(None, COUNTS, cancelled={"photos": 12_345, "memos": 1}))
+    assert text.splitlines()[-1] == (
+        "cancelled: memos 1, photos 12,345; phi4d retry takes them up again"
+    )
 
 
 def test_nothing_yet() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -72,7 +73,10 @@ def _drawn(settled: Config) -> str:
     from phi4d import status as words
 
     said: list[str] = []
-    text = words.render(_snapshot(settled, said), _columns())
+    try:
+        text = words.render(_snapshot(settled, said), _columns())
+    except EnvironmentFault as fault:  # it may go by: the daemon is being restarted, say
+        return f"phi4d: {fault}"
     return "\n".join([text, *(f"\nphi4d: {fault}" for fault in said)])
 
 
@@ -125,6 +129,11 @@ def _snapshot(settled: Config, said: list[str]) -> Snapshot:
     pid = live["pid"] if live is not None else lock.holder(held)
     try:
         stored = telling.read(settled.store_path)
+    except EnvironmentFault as fault:
+        if said or pid is not None or os.access(settled.store_path, os.R_OK, effective_ids=True):
+            raise
+        stored = telling.nothing()  # nobody listens, and this user may know no more
+        said.append(str(fault))
     except FileNotFoundError:
         stored = telling.nothing()
         if pid is None:

@@ -78,7 +78,11 @@ def answer(
             for box in boxes
         },
         "hung": [w.name for w in workers if now - w.last_beat > config.hang_seconds],
-        "dead": [thread.name for thread in threads if thread and not thread.is_alive()],
+        "dead": [
+            thread.name
+            for thread in threads
+            if thread and not thread.is_alive() and state != "stopping"
+        ],
         "stored": stored,
     }
 
@@ -137,6 +141,7 @@ def read(path: Path) -> dict[str, Any]:
 def _stored(reader: Reader) -> dict[str, Any]:
     return {
         "counts": reader.counts(),
+        "cancelled": reader.cancelled(),
         "oldest": reader.oldest(),
         "running": [(job.display_name, device, since) for job, device, since in reader.running()],
         "paused": [(each.inbox, each.words, each.since) for each in reader.paused().values()],
@@ -155,4 +160,4 @@ def _stored(reader: Reader) -> dict[str, Any]:
 def nothing() -> dict[str, Any]:
     """As `read`, where there is no store."""
     lists = ("running", "paused", "notices", "put_off", "failures")
-    return {"counts": {}, "oldest": {}} | {name: [] for name in lists}
+    return {"counts": {}, "cancelled": {}, "oldest": {}} | {name: [] for name in lists}

@@ -41,9 +41,14 @@ class Reader:
         self._db.close()
 
     def counts(self) -> dict[str, dict[State, int]]:
-        """Number of jobs by inbox and state."""
+        """Number of jobs by inbox and state, without those that somebody cancelled."""
         with self._readable():
             return counts(self._db, tallied=self._version >= TALLIED)
+
+    def cancelled(self) -> dict[str, int]:
+        """Number of jobs that somebody cancelled, by inbox; inboxes without are missing."""
+        with self._readable():
+            return cancelled(self._db)
 
     def tally(self) -> dict[tuple[str, Kind, State], int]:
         """Number of jobs by inbox, kind and state."""
@@ -147,11 +152,24 @@ def _uri(path: Path) -> str:
 
 
 def counts(db: sqlite3.Connection, *, tallied: bool = True) -> dict[str, dict[State, int]]:
-    """Number of jobs by inbox and state; see `tally`."""
+    """Number of jobs by inbox and state; see `tally`. What was cancelled counts nowhere."""
     result: dict[str, dict[State, int]] = {}
     for (inbox, _, state), n in tally(db, tallied=tallied).items():
         result.setdefault(inbox, dict.fromkeys(State, 0))[state] += n
+    for inbox, n in cancelled(db).items():
+        of_inbox = result.setdefault(inbox, dict.fromkeys(State, 0))
+        of_inbox[State.FAILED] = max(0, of_inbox[State.FAILED] - n)
     return result
+
+
+def cancelled(db: sqlite3.Connection) -> dict[str, int]:
+    """Number of jobs that somebody cancelled, by inbox; inboxes without are missing."""
+    return dict(
+        db.execute(
+            "SELECT inbox, count(*) FROM job WHERE state = 'failed' AND fault IS 'operator'"
+            " GROUP BY inbox"
+        )
+    )
 
 
 def tally(db: sqlite3.Connection, *, tallied: bool = True) -> dict[tuple[str, Kind, State], int]:

@@ -720,7 +720,7 @@ class Store:
         return any(self._ids("true", (), inbox, below))
 
     def counts(self) -> dict[str, dict[State, int]]:
-        """Number of jobs by inbox and state."""
+        """Number of jobs by inbox and state, without those that somebody cancelled."""
         with self._read() as db:
             return reader.counts(db)
 

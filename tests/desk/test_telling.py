@@ -91,6 +91,7 @@ def test_a_worker_that_has_ended_is_told(desk: Desk) -> None:
     assert told["dead"] == ["worker cpu"]
     snapshot = Snapshot.of(told["stored"], told, pid=1)
     assert (snapshot.health, snapshot.troubles) == ("degraded", ["worker cpu: has ended"])
+    assert tell(desk, "stopping")["dead"] == []  # then they are to end
 
 
 def test_each_inbox_tells_what_it_takes_and_when_it_is_tried_again(desk: Desk) -> None:
@@ -125,9 +126,14 @@ def test_what_was_cancelled_is_no_failure(desk: Desk) -> None:
     desk.store.fail(desk.store.claim([2], "cpu")[0], "file", "is broken")
     stored = telling.read(desk.inbox.parent / "jobs.sqlite3")
     assert [name for name, _, _ in stored["failures"]] == ["in/broken.png"]
-    assert stored["counts"]["in"]["failed"] == 2
-    (plan,) = desk.store._db.execute(
-        "EXPLAIN QUERY PLAN SELECT 1 FROM job WHERE state = 'failed' AND fault IS NOT 'operator'"
-        " ORDER BY finished DESC LIMIT 10"
-    ).fetchall()
-    assert "job_failure" in plan[-1]  # a million that were cancelled are not looked through
+    assert (stored["counts"]["in"]["failed"], stored["cancelled"]) == (1, {"in": 1})
+    assert desk.counts() == {"failed": 1}
+    # and a million that were cancelled are not looked through, and soon counted
+    for query, index in {
+        "SELECT 1 FROM job WHERE state = 'failed' AND fault IS NOT 'operator'"
+        " ORDER BY finished DESC LIMIT 10": "INDEX job_failure",
+        "SELECT inbox, count(*) FROM job WHERE state = 'failed' AND fault IS 'operator'"
+        " GROUP BY inbox": "COVERING INDEX job_cancelled",
+    }.items():
+        (plan,) = desk.store._db.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
+        assert index in plan[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from deskkit import WAIT_SECONDS, Desk
 
 from phi4d import demo
 from phi4d.engine.fake import FakeEngine
+from phi4d.engine.phi4 import Phi4Engine
 from phi4d.job import Completion, Kind, Request, State
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.store import Store
@@ -84,6 +86,44 @@ def test_one_of_a_call_stops_and_the_others_are_answered_as_ever(
     desk.workers[0].wake()
     desk.wait_for(4)
     assert standing(desk, "1.png")[0] == "done"
+
+
+def test_with_a_real_model_the_others_answers_are_the_same_to_the_letter(desk: Desk) -> None:
+    # given four pictures in one call of the toy, of which one is cancelled at the third token
+    engine = Phi4Engine.load(str(demo.CHECKPOINT), name=demo.NAME)
+    calls: list[int] = []
+    generate = engine.generate
+
+    def telling(
+        requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
+    ) -> list[Completion]:
+        calls.append(len(requests))
+        steps = iter(range(100))
+
+        def step() -> None:
+            if len(calls) == 1 and next(steps) == len(requests) + 3:
+                cancel(desk, "shapes-448x448.png")
+            if on_step:
+                on_step()
+
+        return generate(requests, on_step=step)
+
+    engine.generate = telling  # type: ignore[method-assign]
+    pictures = sorted(demo.SAMPLES.glob("shapes-*"))
+    desk.prompts[Kind.IMAGE] = "Describe the image."
+    desk.add(*(Path(shutil.copy(picture, desk.inbox)) for picture in pictures))
+    # when they are answered
+    desk.start(engine, batch_size=len(pictures))
+    found = desk.results(len(pictures))
+    engine.close()
+    # then the others' answers are those that the toy gives to each alone
+    assert calls == [len(pictures), len(pictures) - 1]
+    expected = json.loads((demo.SAMPLES / "expected.json").read_text())
+    assert {name: result.text for name, result in found.items()} == {
+        picture.name: expected[picture.name]
+        for picture in pictures
+        if picture.name != "shapes-448x448.png"
+    }
 
 
 def test_a_recording_stops_between_two_of_its_stretches(desk: Desk) -> None:
