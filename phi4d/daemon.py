@@ -440,7 +440,7 @@ class Daemon:
         return EXIT_LATER if left else EXIT_OK
 
     def stop(self) -> None:
-        """Stop in order: orders, inboxes, workers, hooks, outputs, store. Idempotent."""
+        """Stop in order, as docs/architecture.md has it. Idempotent."""
         notify(f"STOPPING=1\n{more_time(self._config.stop_seconds + STOP_SECONDS)}")
         if self._desk is not None:
             self._desk.stopping = True
