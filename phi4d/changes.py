@@ -1,10 +1,10 @@
 """What differs between two configurations, and what of it a running daemon can take up. Pure.
 
 Every key is in one class, and a test fails for one that is in none. A new key of `Config` is live
-if who reads it asks the configuration in force each time, or `phi4d.reload` hands its new value on;
-it belongs to the start where a restart is the only way, as with what the model was loaded by. A new
-key of an inbox has to be live: a job keeps the rule that it was begun under, and the next has the
-new one.
+if who reads it asks the configuration in force each time, or the daemon hands its new value on at a
+reload; it belongs to the start where a restart is the only way, as with what the model was loaded
+by. A new key of an inbox has to be live: a job keeps the rule that it was begun under, and the next
+has the new one.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ LIVE = frozenset(
         "log_file",
         "log_file_mb",
         "log_file_count",
+        # where metrics are served
+        "metrics_listen",
         # nothing is to be done for these: only `phi4d process` reads them
         "image_url",
         "audio_url",
@@ -81,8 +83,6 @@ AT_START = frozenset(
         # where the store, the lock and the control socket are
         "state_dir",
         "runtime_dir",
-        # where metrics are served
-        "metrics_listen",
     }
 )
 """Keys that are read once, when the daemon starts."""

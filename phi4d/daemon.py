@@ -6,11 +6,14 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from phi4d import control, events, signals, status
+from phi4d import control, events, settings, signals, status
 from phi4d import log as logs
+from phi4d.changes import Changes
 from phi4d.config import Config, Inbox
 from phi4d.desk.desk import Desk
 from phi4d.engine import Engine, resident
@@ -22,12 +25,13 @@ from phi4d.errors import (
     ConfigError,
     DeviceLost,
     EnvironmentFault,
+    Phi4dError,
     Stopped,
     refusal,
 )
 from phi4d.hooks import Hooks
 from phi4d.inbox import Watcher, roots
-from phi4d.job import Arrival, Job, Kind, Result, Sampling, State, display_name
+from phi4d.job import Arrival, Job, Kind, Result, State, display_name
 from phi4d.loading import locate, make_engines_when_free
 from phi4d.lock import Lock
 from phi4d.media.pool import DecodePool
@@ -36,13 +40,17 @@ from phi4d.meter import Meter
 from phi4d.notices import Notices
 from phi4d.notify import more_time, notify
 from phi4d.outputs import atomic, told
+from phi4d.reload import Read, Reloader
 from phi4d.scheduler import Pauses
-from phi4d.signals import STOP_SIGNALS
+from phi4d.signals import RELOAD_SIGNAL, STOP_SIGNALS
 from phi4d.slots import Slots
 from phi4d.store import Store
-from phi4d.task import Rule
+from phi4d.task import Rule, RuleBook
 from phi4d.vigil import Vigil
 from phi4d.worker import Originals, Surroundings, Worker
+
+if TYPE_CHECKING:
+    from phi4d import metrics
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +58,14 @@ TICK_SECONDS = 1.0
 STATUS_SECONDS = 5.0
 WATCHER_SECONDS = 10.0  # at a stop; where a file system does not answer, it cannot end
 HOOK_SECONDS = 5.0  # at a stop, for hooks that run to end
+LOOK_SECONDS = 0.2
+RELOAD_SECONDS = 10.0  # until new inboxes are watched; after that they are waited for in silence
 STOP_SECONDS = 60.0  # beside stop_seconds: to put files back, and to let the devices go
 
 
 def make_pool(config: Config, meter: Meter | None = None) -> DecodePool:
     """Start the decode processes of one worker: before torch is imported, to be grown later."""
-    return DecodePool(
-        config.decode_processes,
-        timeout_s=config.decode_seconds,
-        cpu_s=config.decode_seconds,
-        max_pixels=int(config.max_megapixels * 1e6),
-        max_frames=config.max_frames,
-        max_duration_s=config.max_duration_hours * 3600,
-        max_file_bytes=int(config.max_file_mb * 1e6),
-        memory_bytes=int(config.decode_memory_gb * 1e9),
-        meter=meter,
-    )
+    return DecodePool(config.decode_processes, **settings.of_decoding(config), meter=meter)
 
 
 def make_workers(
@@ -94,13 +94,7 @@ def make_workers(
             slots,
             originals,
             surroundings or Surroundings(),
-            batch_size=config.batch_size,
-            max_new_tokens=config.max_new_tokens,
-            sampling=Sampling(config.temperature, config.repetition_penalty, config.seed),
-            max_attempts=config.max_attempts,
-            retry_seconds=config.retry_seconds,
-            reuse=config.reuse,
-            ahead=config.decode_processes,
+            **settings.of_work(config),
             on_result=on_result,
             meter=meter,
         )
@@ -115,6 +109,7 @@ class Daemon:
         config: a checked configuration.
         engines: loads the engines; tests give fake ones.
         on_result: called when a job has ended, with its result, or None and the reason.
+        read: puts the configuration together again, to be reloaded; None: it cannot be.
     """
 
     def __init__(
@@ -123,8 +118,10 @@ class Daemon:
         *,
         engines: Callable[[Config], Iterator[Engine]] = make_engines_when_free,
         on_result: Callable[[Job, Result | None, str], None] | None = None,
+        read: Read | None = None,
     ) -> None:
         self._config = config
+        self.reload = Reloader(config, read or (lambda: config), self._take_up)
         self._make_engines = engines
         self._on_result = on_result
         self._boxes = config.inboxes()
@@ -138,11 +135,12 @@ class Daemon:
         self._hooks: Hooks | None = None
         self._control: control.Server | None = None
         self._desk: Desk | None = None
+        self._pool: DecodePool | None = None
+        self._metrics: metrics.Server | None = None
         self._cleanup = contextlib.ExitStack()
         self._vigil = Vigil(self._notices, lambda: self._config.hang_seconds)
         self._said = ""
-        self._outboxes = {box.name: os.fsencode(box.outbox_root()) for box in self._boxes}
-        self._becomes = {box.name: box.originals for box in self._boxes}
+        self._rules = RuleBook(settings.rules(config))
         self._next_status = 0.0
 
     def start(self) -> None:
@@ -173,11 +171,14 @@ class Daemon:
         self._cleanup.callback(store.close)
         self._store = store
         store.forget_notices()
-        self._make_folders()
+        self._make_folders(self._boxes)
         self._recover()
-        self._serve_metrics()
+        self._metrics = self._metrics_server(config)
+        self._cleanup.callback(self._stop_metrics)
+        if self._metrics is not None:
+            self._metrics.start()
         self._take_orders()
-        pool = make_pool(config, self._meter)
+        self._pool = pool = make_pool(config, self._meter)
         self._cleanup.callback(pool.close)
         for engine in self._make_engines(config):
             self._engines.append(engine)
@@ -194,8 +195,8 @@ class Daemon:
             extra=events.READY(),
         )
 
-    def _make_folders(self) -> None:
-        for box in self._boxes:
+    def _make_folders(self, boxes: Sequence[Inbox]) -> None:
+        for box in boxes:
             for folder in (box.done_dir, box.failed_dir):
                 if folder is not None:
                     with contextlib.suppress(OSError):  # told when it is wanted
@@ -234,9 +235,9 @@ class Daemon:
         cancelled = self._store.end_cancelled()
         jobs = self._store.recover()
         for folder in {
-            os.path.dirname(os.path.join(self._outboxes[job.inbox], job.path))
+            os.path.dirname(os.path.join(self._rules[job.inbox].outbox, job.path))
             for job in [*cancelled, *jobs]
-            if job.inbox in self._outboxes
+            if job.inbox in self._rules
         }:
             atomic.sweep(folder)
         if jobs:
@@ -247,7 +248,14 @@ class Daemon:
             )
 
     def _take_orders(self) -> None:
-        self._desk = Desk(self._config, self._store, self._pauses, self._meter, model=self._model)
+        self._desk = Desk(
+            self._config,
+            self._store,
+            self._pauses,
+            self._meter,
+            model=self._model,
+            reload=self.reload,
+        )
         try:
             self._control = control.Server(self._config.control_path, self._desk.handlers)
         except EnvironmentFault as fault:
@@ -255,10 +263,10 @@ class Daemon:
         else:
             self._control.start()
 
-    def _serve_metrics(self) -> None:
-        place = self._config.metrics_at
+    def _metrics_server(self, config: Config) -> metrics.Server | None:
+        place = config.metrics_at
         if place is None:
-            return
+            return None
         from phi4d import metrics  # its library is for those who want it
 
         live = metrics.Live(
@@ -270,9 +278,12 @@ class Daemon:
             workers=lambda: self._workers,
             watcher=lambda: self._watcher,
         )
-        server = metrics.Server(place, metrics.registry(live))
-        self._cleanup.callback(server.stop)
-        server.start()
+        return metrics.Server(place, metrics.registry(live))
+
+    def _stop_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.stop()
+            self._metrics = None
 
     def _model(self) -> str:
         return self._engines[0].model if self._engines else locate(self._config)[1]
@@ -286,10 +297,7 @@ class Daemon:
             inspect=inspect,
             by_name=kind_of,
             notice=lambda inbox, text: self._notices.say(inbox, "watch", text),
-            settle_seconds=config.settle_seconds,
-            settle_max=config.settle_max,
-            rescan_seconds=config.rescan_seconds,
-            poll_seconds=config.poll_seconds,
+            **settings.of_watching(config),
             meter=self._meter,
         )
         self._watcher.start()
@@ -306,17 +314,15 @@ class Daemon:
         return self._watcher
 
     def _start_workers(self, pool: DecodePool, watcher: Watcher) -> None:
-        config = self._config
-        rules = {box.name: _rule(config, box) for box in self._boxes}
-        self._originals = Originals(self._store, rules, self._notices, watcher.root_fault)
-        self._hooks = Hooks(self._store, rules, self._notices, self._meter)
+        self._originals = Originals(self._store, self._rules, self._notices, watcher.root_fault)
+        self._hooks = Hooks(self._store, self._rules, self._notices, self._meter)
         self._hooks.begin()
         self._workers = make_workers(
-            config,
+            self._config,
             self._engines,
             self._store,
             pool,
-            rules,
+            self._rules,
             self._pauses,
             self._on_result,
             self._originals,
@@ -333,12 +339,13 @@ class Daemon:
         done: dict[bool, list[tuple[Arrival, bytes | None, bytes | None]]] = {}
         new = []
         for file in found:
-            known = told.read(self._outboxes[file.inbox], file.path)
+            rule = self._rules[file.inbox]
+            known = told.read(rule.outbox, file.path)
             # size and time are enough to save the work again, but not to delete a file for
-            sure = self._becomes[file.inbox] != "delete"
+            sure = rule.originals != "delete"
             if sure and known is not None and known.is_about(file.fingerprint):
                 content = bytes.fromhex(known.content) if known.reusable else None
-                due = self._becomes[file.inbox] == "move"
+                due = rule.originals == "move"
                 done.setdefault(due, []).append((file, content, known.question))
             else:
                 new.append(file)
@@ -439,8 +446,83 @@ class Daemon:
             log.error("%s", words)
         return EXIT_LATER if left else EXIT_OK
 
+    def _take_up(self, changes: Changes) -> None:
+        """Make another configuration the one in force; see `phi4d.reload`."""
+        watcher, pool, originals = self._watcher, self._pool, self._originals
+        if watcher is None or pool is None or originals is None:
+            raise EnvironmentFault("it is still loading the model: reload when it is ready")
+        config, rules = changes.config, settings.rules(changes.config)
+        if not rules:
+            raise ConfigError("inbox: none configured; stop phi4d if it is to do nothing")
+        watched = roots(config)
+        self._tell_elsewhere(config)
+        # from here on nothing is refused
+        self._config, self._boxes = config, config.inboxes()
+        if self._desk is not None:
+            self._desk.config = config
+        self._pauses.change(config.pause_seconds)
+        pool.change(**settings.of_decoding(config))
+        try:
+            pool.resize(config.decode_processes * len(self._engines))
+        except EnvironmentFault as fault:
+            log.warning("decode_processes: fewer than configured, phi4d goes on: %s", fault)
+        for worker in self._workers:
+            worker.change(**settings.of_work(config))
+        old = dict(self._rules)
+        for name in [name for name, rule in old.items() if rule != rules.get(name)]:
+            # what kept it from working is tried anew, or is nobody's affair any more
+            self._pauses.resume(name)
+            self._notices.forget(name)
+            originals.forget(name)
+        self._make_folders([box for box in self._boxes if rules[box.name] != old.get(box.name)])
+        # files of an inbox that is left out may be handed on until the watcher has left it
+        self._rules.replace({**old, **rules})
+        self._wait_for(watcher, watcher.change(watched, **settings.of_watching(config)))
+        self._rules.replace(rules)
+        if self._hooks is not None:
+            try:
+                self._hooks.begin()
+            except EnvironmentFault as fault:
+                log.warning("hooks that are due go on at the next start: %s", fault)
+        for worker in self._workers:
+            worker.wake()
+        self._next_status = 0.0
+
+    def _tell_elsewhere(self, config: Config) -> None:
+        """Log, and serve metrics, where another configuration wants it, or change nothing.
+
+        Raises:
+            ConfigError, EnvironmentFault: it cannot be done.
+        """
+        moved = config.metrics_at != self._config.metrics_at
+        server = self._metrics_server(config) if moved else None
+        try:
+            logs.configure(**config.log_settings())  # a file that was moved away is made anew
+        except Phi4dError:
+            if server is not None:
+                server.stop()
+            raise
+        if moved:
+            self._stop_metrics()
+            self._metrics = server
+            if server is not None:
+                server.start()
+
+    def _wait_for(self, watcher: Watcher, made: threading.Event) -> None:
+        """Wait until the watcher has made a change; not for ever, for a file system may hang."""
+        latest = time.monotonic() + RELOAD_SECONDS
+        while not made.wait(LOOK_SECONDS) and not self.reload.closed:
+            if time.monotonic() > latest:
+                log.warning(
+                    'inbox "%s" does not answer: the inboxes are watched as configured as soon as '
+                    "it does",
+                    watcher.looks_at,
+                )
+                return
+
     def stop(self) -> None:
         """Stop in order, as docs/architecture.md has it. Idempotent."""
+        self.reload.close()
         notify(f"STOPPING=1\n{more_time(self._config.stop_seconds + STOP_SECONDS)}")
         if self._desk is not None:
             self._desk.stopping = True
@@ -470,26 +552,16 @@ class Daemon:
         self._cleanup.close()
 
 
-def _rule(config: Config, box: Inbox) -> Rule:
-    """What a worker must know of an inbox."""
-    return Rule(
-        os.fsencode(box.path),
-        os.fsencode(box.outbox_root()),
-        {kind: config.prompt(box, kind) for kind in Kind},
-        box.originals,
-        os.fsencode(box.done_dir) if box.done_dir else None,
-        os.fsencode(box.failed_dir) if box.failed_dir else None,
-        box.on_done,
-        box.on_failed,
-        box.hook_seconds,
-        os.fsencode(box.webhook_secret_file) if box.webhook_secret_file else None,
-        box.webhook_hours * 3600,
-        box.webhook_text,
-    )
-
-
-def run(config: Config, *, once: bool = False, daemon: Daemon | None = None) -> int:
+def run(
+    config: Config, *, once: bool = False, daemon: Daemon | None = None, read: Read | None = None
+) -> int:
     """Run the daemon until a signal, or until the work is done. To be called in the main thread.
+
+    Args:
+        config: a checked configuration.
+        once: leave when the work is done.
+        daemon: made already; None: it is made.
+        read: see `Daemon`.
 
     Returns:
         The exit code.
@@ -498,13 +570,17 @@ def run(config: Config, *, once: bool = False, daemon: Daemon | None = None) -> 
         ConfigError: something that was configured cannot be used.
     """
     before = signals.block()
-    daemon = daemon or Daemon(config)
+    daemon = daemon or Daemon(config, read=read)
+    terminal = signals.on_terminal()
     try:
         daemon.start()
         while (code := daemon.tick(once=once)) is None:
-            got = signal.sigtimedwait(STOP_SIGNALS, TICK_SECONDS if not once else 0.1)
-            if got is not None:
-                log.info("%s: stopping", signal.Signals(got.si_signo).name, extra=events.STOPPING())
+            got = signals.wait(TICK_SECONDS if not once else 0.1)
+            # where a terminal was closed, SIGHUP means what it always did
+            if got == RELOAD_SIGNAL and terminal == signals.on_terminal():
+                daemon.reload()
+            elif got is not None:
+                log.info("%s: stopping", got.name, extra=events.STOPPING())
                 code = EXIT_OK
                 break
     except Stopped as stopped:

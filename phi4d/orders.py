@@ -6,8 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from phi4d import control, lock
+from phi4d import reload as reloading
 from phi4d.config import Config
 from phi4d.desk import again, cancelling, holding
 from phi4d.desk.again import Order, Outcome
@@ -88,6 +90,22 @@ def rescan(names: Sequence[str], config: Config) -> list[str] | None:
     fields = {"inboxes": list(names)}
     answer = control.ask(config.control_path, "rescan", fields, timeout_s=QUICK_SECONDS)
     return None if answer is None else list(answer["inboxes"])
+
+
+def reload(path: Path) -> reloading.Outcome | None:
+    """Have the daemon read its configuration again.
+
+    Args:
+        path: of its control socket.
+
+    Returns:
+        What came of it; None: no daemon runs.
+
+    Raises:
+        EnvironmentFault: it cannot be asked, or cannot reload now.
+    """
+    answer = control.ask(path, "reload", timeout_s=ANSWER_SECONDS)
+    return None if answer is None else reloading.Outcome.of(answer)
 
 
 def cancel(paths: Sequence[bytes], inbox: str | None, config: Config) -> Outcome:

@@ -1,4 +1,4 @@
-"""The signals that stop the daemon, and who gets them.
+"""The signals that stop the daemon or let it reload, and who gets them.
 
 They are blocked in every thread and fetched by the main one: no handler runs at an awkward moment.
 A thread that was started before they were blocked would get them in its stead, and the process die:
@@ -7,9 +7,11 @@ so they are blocked before any library is imported that starts threads, as numpy
 
 from __future__ import annotations
 
+import os
 import signal
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+RELOAD_SIGNAL = signal.SIGHUP
 
 
 def block() -> set[int]:
@@ -18,4 +20,19 @@ def block() -> set[int]:
     Returns:
         What was blocked before.
     """
-    return set(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
+    return set(signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP_SIGNALS, RELOAD_SIGNAL}))
+
+
+def on_terminal() -> bool:
+    """Whether a terminal controls this process; no more, when it has been closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def wait(seconds: float) -> signal.Signals | None:
+    """The next of the signals; None: none came for so long."""
+    got = signal.sigtimedwait({*STOP_SIGNALS, RELOAD_SIGNAL}, seconds)
+    return None if got is None else signal.Signals(got.si_signo)

@@ -8,6 +8,7 @@ from __future__ import annotations
 # ruff: noqa: E402 -- signals are blocked before numpy starts threads
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -49,8 +50,8 @@ def engines(settled: Config) -> Iterator[Engine]:
 
 
 if __name__ == "__main__":
-    settled = config.load(config=Path(sys.argv[1]))
+    read = partial(config.load, config=Path(sys.argv[1]))
+    settled = read()
     log.configure(**settled.log_settings())
-    sys.exit(
-        daemon.run(settled, once="once" in sys.argv, daemon=daemon.Daemon(settled, engines=engines))
-    )
+    whole = daemon.Daemon(settled, engines=engines, read=read)
+    sys.exit(daemon.run(settled, once="once" in sys.argv, daemon=whole))

@@ -46,7 +46,8 @@ FLOORS: tuple[frozenset[str], ...] = (
             "task",
         }
     ),
-    frozenset({"desk", "hooks", "loading", "metrics", "vigil", "worker"}),
+    frozenset({"hooks", "loading", "metrics", "reload", "settings", "vigil", "worker"}),
+    frozenset({"desk"}),
     frozenset({"daemon", "unit"}),
     frozenset({"doctor", "explain", "oneshot", "orders", "trial", "model"}),
     frozenset({"cli"}),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import signal
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import typer.main
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from phi4d import cli, daemon, demo, errors
+from phi4d import cli, demo, errors, signals
 from phi4d.config import Config, Inbox, load, user_file
 from phi4d.config.words import meanings
 from phi4d.engine import hub
@@ -97,7 +96,9 @@ def test_the_exit_codes_are_the_daemon_s():
 def test_the_signals_are_the_daemon_s():
     named = set(re.findall(r"`(SIG\w+)`", section("Signals")))
 
-    assert named - {"SIGKILL"} == {signal.Signals(number).name for number in daemon.STOP_SIGNALS}
+    assert named - {"SIGKILL"} == {
+        number.name for number in (*signals.STOP_SIGNALS, signals.RELOAD_SIGNAL)
+    }
 
 
 def test_the_command_that_downloads_the_model_is_the_one_that_the_loader_names():

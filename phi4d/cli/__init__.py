@@ -10,7 +10,7 @@ import typer
 import typer.main
 
 import phi4d
-from phi4d.cli import configuration, holding, looking, model, ordering, serving
+from phi4d.cli import configuration, holding, looking, model, ordering, reloading, serving
 from phi4d.cli.options import HELP
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ for command in (
     holding.pause,
     holding.resume,
     holding.rescan,
+    reloading.reload,
     looking.explain,
     looking.doctor,
     looking.unit,

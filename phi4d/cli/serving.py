@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,7 +43,10 @@ def run(
     settings: SetOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Watch the inboxes and write sidecars to the outboxes, until SIGTERM or Ctrl-C."""
+    """Watch the inboxes and write sidecars to the outboxes, until SIGTERM or Ctrl-C.
+
+    SIGHUP, or `phi4d reload`: read the configuration again.
+    """
     from phi4d import signals
 
     signals.block()  # before anything that starts threads is imported
@@ -59,14 +63,15 @@ def run(
     elif outbox is not None:
         refuse("--outbox goes with --inbox")
     with Refusals(EXIT_LATER) as refusals:
-        refusals.config = settled = load(config, config_file, options)
+        read = partial(load, config, config_file, options)
+        refusals.config = settled = read()
         import faulthandler
 
         from phi4d import daemon, log
 
         log.configure(**settled.log_settings())
         faulthandler.enable()  # a hang that the service manager ends says where each thread was
-        code = daemon.run(settled, once=once)
+        code = daemon.run(settled, once=once, read=read)
     raise typer.Exit(code)
 
 

@@ -43,6 +43,8 @@ class Reading:
     config: Config | None
     """None if there are faults"""
     faults: tuple[Fault, ...]
+    control_path: Path
+    """the daemon's control socket, as far as what is right of the sources tells"""
 
 
 def load(
@@ -100,7 +102,7 @@ def read(
     ]
     faults.sort(key=lambda one: one[:3])
     told = dict.fromkeys([fault for *_, fault in faults] + together.faults)
-    return Reading(read_, None if told else settled, tuple(told))
+    return Reading(read_, None if told else settled, tuple(told), together.control_path())
 
 
 @dataclass(slots=True)
@@ -191,6 +193,11 @@ class _Together:
             return None
         config._origins = Origins(origins)
         return config
+
+    def control_path(self) -> Path:
+        """Where the daemon's control socket is, by what is right."""
+        of_it = {"state_dir", "runtime_dir"} & self.values.keys()
+        return Config.model_validate({key: self.values[key] for key in of_it}).control_path
 
     def _tell_together(self, fault: ErrorDetails) -> None:
         """Note what is wrong with values that are right alone."""

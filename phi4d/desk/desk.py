@@ -13,6 +13,7 @@ from phi4d.desk import again, cancelling, holding, telling
 from phi4d.errors import EnvironmentFault
 from phi4d.meter import Meter
 from phi4d.paths import inbox_of
+from phi4d.reload import Reloader
 from phi4d.scheduler import Pauses
 from phi4d.store import Store
 
@@ -32,6 +33,7 @@ class Desk:
         pauses: the inboxes that wait; those that somebody paused are told to it.
         meter: what the status tells of rates.
         model: the model's name, by which is told what is stale.
+        reload: reads the configuration again.
 
     Attributes:
         config: the daemon sets another one when it has reloaded.
@@ -49,7 +51,9 @@ class Desk:
         meter: Meter,
         *,
         model: Callable[[], str],
+        reload: Reloader,
     ) -> None:
+        self._reloader = reload
         self._meter = meter
         self.config = config
         self._store = store
@@ -61,6 +65,7 @@ class Desk:
         self.handlers: dict[str, Handler] = {
             "status": self._status,
             "rescan": self._changing(self._rescan),
+            "reload": self._changing(self._reload),
             "retry": self._changing(self._retry),
             "regenerate": self._changing(self._regenerate),
             "cancel": self._changing(self._cancel),
@@ -83,9 +88,14 @@ class Desk:
         state = "ready" if self.workers else "loading"
         if self.stopping:
             state = "stopping"
+        elif self._reloader.busy:
+            state = "reloading"
         return telling.answer(
             state, self.config, self._meter, self._pauses, self.workers, self.watcher
         )
+
+    def _reload(self, fields: Mapping[str, Any]) -> Long:  # noqa: ARG002 -- a handler
+        return lambda: self._reloader().fields()
 
     def _rescan(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         names = self._names(fields)
