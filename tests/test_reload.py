@@ -22,7 +22,6 @@ import pytest
 from phi4d import config as configuration
 from phi4d import control, events
 from phi4d import daemon as house
-from phi4d import log as logs
 from phi4d.config import Config
 from phi4d.daemon import Daemon
 from phi4d.engine import Engine
@@ -86,7 +85,6 @@ def home(tmp_path: Path, environment: pytest.MonkeyPatch) -> Home:
 @pytest.fixture
 def daemon(home: Home) -> Iterator[Daemon]:
     daemon = home.make()
-    logs.configure()
     try:
         daemon.start()
         yield daemon
@@ -307,7 +305,7 @@ class TestRefused:
     ) -> None:
         home.write(f"seed = 1\n{more.replace('{folder}', str(home.folder))}")
         (first, *_) = daemon.reload().faults
-        assert first.startswith(fault)
+        assert fault in first
         assert daemon._workers[0]._sampling.seed != 1
         assert not (home.folder / "m.sock").exists()
 
