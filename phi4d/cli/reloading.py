@@ -43,8 +43,15 @@ def reload(
         else:
             for fault in found.faults:
                 typer.echo(f"phi4d: {fault}", err=True)
+            if found.faults:
+                typer.echo(
+                    f"phi4d: no daemon listens at {found.control_path}, which is all that can be "
+                    "told of where it is: mend this, and reload again",
+                    err=True,
+                )
+                raise typer.Exit(EXIT_CONFIG)
             typer.echo("phi4d: no daemon runs; the next start reads the configuration", err=True)
-            raise typer.Exit(EXIT_CONFIG if found.faults else EXIT_DOWN)
+            raise typer.Exit(EXIT_DOWN)
     if outcome.faults:
         for words in outcome.faults:
             typer.echo(f"phi4d: {words}", err=True)
