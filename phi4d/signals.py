@@ -34,5 +34,8 @@ def on_terminal() -> bool:
 
 def wait(seconds: float) -> signal.Signals | None:
     """The next of the signals; None: none came for so long."""
-    got = signal.sigtimedwait({*STOP_SIGNALS, RELOAD_SIGNAL}, seconds)
-    return None if got is None else signal.Signals(got.si_signo)
+    wanted = {*STOP_SIGNALS, RELOAD_SIGNAL}
+    got = signal.sigtimedwait(wanted, seconds)
+    # interrupted, as by SIGSTOP and SIGCONT, a debugger or a frozen control group, and late when it
+    # goes on, Python 3.11 gives back memory that nothing was written to
+    return signal.Signals(got.si_signo) if got is not None and got.si_signo in wanted else None

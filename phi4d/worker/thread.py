@@ -198,11 +198,12 @@ class Worker(threading.Thread):
             return
         try:
             cancelled = self._store.cancelled([task.job for task in running.values()])
-            for job_id, reason in cancelled.items():
-                self._endings.cancelled(running[job_id], reason)
         except EnvironmentFault as fault:
-            log.debug("%s", fault)  # whoever must write to it says so, too
-            self._cancelling.set()  # at the next step; others may wait for this thread meanwhile
+            log.warning("%s", fault)
+            self._cancelling.set()
+            return
+        for job_id, reason in cancelled.items():
+            self._endings.cancelled(running[job_id], reason)
         for task, stream in self._open:
             if task.ended:
                 stream.close()  # it holds a decode process
