@@ -47,6 +47,16 @@ def running(config: Path, *words: str) -> Iterator[Any]:
             process.kill()
 
 
+def read_until(process: Any, words: str) -> None:
+    """Read the log up to a line with these words."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return
+    raise AssertionError(f"{words!r} never came:\n" + "".join(lines))
+
+
 def test_the_ends_of_all_files_are_told_before_it_leaves(
     write_config: Callable[..., Path],
     tmp_path: Path,
@@ -152,3 +162,29 @@ def test_a_command_that_runs_for_long_does_not_keep_it_from_stopping(
         process.communicate()
     assert process.returncode == 0
     assert (tmp_path / "again").exists()
+
+
+def test_a_reload_has_what_waits_told_to_the_new_receiver(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    make_picture: Callable[..., Path],
+    receiver: Receiver,
+) -> None:
+    # given a daemon whose receiver is not there, which was noticed
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}/"
+    make_picture(tmp_path / "in/a.png")
+    with running(write_config(on_done=nobody)) as process:
+        read_until(process, "the hook on_done failed")
+        # when another is configured
+        write_config(on_done=receiver.url)
+        process.send_signal(signal.SIGHUP)
+        # then it is told of what waited, and of what is done from now on
+        (first,) = receiver.wait_for(1)
+        assert first.message["data"]["name"] == "in/a.png"
+        make_picture(tmp_path / "in/b.png", (9, 9))
+        assert receiver.wait_for(2)[1].message["data"]["name"] == "in/b.png"
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[1]
+    assert process.returncode == 0
+    assert 'reloaded: inbox "in" (on_done)' in said
