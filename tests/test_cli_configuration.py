@@ -166,6 +166,20 @@ class TestCheck:
             assert ("can be read by every user; chmod o-r" in told) is said, oct(mode)
             assert "sesame" not in told
 
+    def test_a_word_in_a_hooks_arguments_that_is_none(self, tmp_path: Path) -> None:
+        file = tmp_path / "phi4d.toml"
+        command = '["true", "{pth}/{name} {{path}}", "{x}", "{pth}"]'
+        file.write_text(f'[[inbox]]\npath = "."\noutbox = "out"\non_done = {command}\n')
+
+        done = config("check", "--config", file)
+
+        assert [line for line in done.stdout.splitlines() if line.startswith("warn")] == [
+            f"warn  {file}:4: inbox[0].on_done: {{pth}} is no word that is replaced, and stays as "
+            "it is; did you mean {path}?",
+            f"warn  {file}:4: inbox[0].on_done: {{x}} is no word that is replaced, and stays as "
+            "it is",
+        ]
+
 
 class TestShow:
     def test_every_value_has_its_source(self, file: Path) -> None:

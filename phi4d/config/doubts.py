@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from phi4d.config import files
+from phi4d.config import files, hook, words
 from phi4d.config.keys import Config, Inbox
 from phi4d.config.loading import ENV_PREFIX, Reading
 from phi4d.config.origins import Fault, Origin
@@ -85,8 +85,14 @@ def _of_inbox(config: Config, n: int, box: Inbox) -> Iterator[Fault]:
     if said := _of_secret(box):
         yield doubt("webhook_secret_file", said)
     for key, found in (("on_done", box.on_done), ("on_failed", box.on_failed)):
-        if isinstance(found, tuple) and shutil.which(found[0]) is None:
+        if not isinstance(found, tuple):
+            continue
+        if shutil.which(found[0]) is None:
             yield doubt(key, f"{found[0]} is no program that is found here and may be run")
+        for word in hook.unknown(found):
+            close = words.nearest(word, hook.WORDS)
+            said = f"; did you mean {{{close}}}?" if close else ""
+            yield doubt(key, f"{{{word}}} is no word that is replaced, and stays as it is{said}")
     for kind, key in (("image", "image_prompt"), ("audio", "speech_prompt")):
         if kind not in box.kinds and getattr(box, key) is not None:
             yield doubt(key, f'is not used, because kinds has no "{kind}"')

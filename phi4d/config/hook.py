@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -9,6 +10,18 @@ EXPECTED = (
     'a command as a list, such as ["notify-send", "{name} is done"], or the URL of a webhook, '
     'such as "https://example.com/done"'
 )
+WORDS = (
+    "path", "sidecars", "sidecar", "state", "inbox", "name", "kind", "id", "device", "model",
+    "seconds", "tokens", "fault", "reason",
+)  # fmt: skip
+"""what is replaced in a command's arguments, in braces"""
+_BRACED = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
+
+
+def unknown(words: Sequence[str]) -> list[str]:
+    """Words in braces in a command's arguments that are none, and would stay as they are."""
+    found = [match[1] for word in words[1:] for match in _BRACED.finditer(word)]
+    return [word for word in dict.fromkeys(found) if word and word not in WORDS]
 
 
 def url(text: str) -> str:

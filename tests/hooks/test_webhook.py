@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hookkit import Receiver
 
+from phi4d.config import hook
 from phi4d.errors import HookFailed, Stopped
 from phi4d.hooks import webhook
 from phi4d.hooks.ending import Ending
@@ -251,3 +252,7 @@ class TestAnswers:
         with pytest.raises(Stopped):
             post(receiver.url, line)
         assert len(receiver.requests) == 1
+
+
+def test_the_words_of_a_command_are_those_that_the_configuration_knows() -> None:
+    assert set(ENDING.words()) == set(hook.WORDS)
