@@ -44,7 +44,8 @@ def give(order: Order, config: Config) -> tuple[Outcome, bool]:
         if answer is None:
             rest = replace(order, paths=order.paths[begin:])
             return outcome + _carry_out(rest, config), False
-        outcome += Outcome.of(answer)
+        with _understood():
+            outcome += Outcome.of(answer)
     return outcome, True
 
 
@@ -68,7 +69,8 @@ def hold(order: Hold, config: Config) -> tuple[Held, bool]:
     """
     answer = control.ask(config.control_path, order.name, order.fields(), timeout_s=QUICK_SECONDS)
     if answer is not None:
-        return Held.of(answer), True
+        with _understood():
+            return Held.of(answer), True
     known = [box.name for box in config.inboxes()]
     with _own_store(config) as store:
         return holding.carry_out(order, store, known, holding.user(os.geteuid())), False
@@ -89,7 +91,8 @@ def rescan(names: Sequence[str], config: Config) -> list[str] | None:
     """
     fields = {"inboxes": list(names)}
     answer = control.ask(config.control_path, "rescan", fields, timeout_s=QUICK_SECONDS)
-    return None if answer is None else list(answer["inboxes"])
+    with _understood():
+        return None if answer is None else list(answer["inboxes"])
 
 
 def reload(path: Path) -> reloading.Outcome | None:
@@ -105,7 +108,8 @@ def reload(path: Path) -> reloading.Outcome | None:
         EnvironmentFault: it cannot be asked, or cannot reload now.
     """
     answer = control.ask(path, "reload", timeout_s=ANSWER_SECONDS)
-    return None if answer is None else reloading.Outcome.of(answer)
+    with _understood():
+        return None if answer is None else reloading.Outcome.of(answer)
 
 
 def cancel(paths: Sequence[bytes], inbox: str | None, config: Config) -> Outcome:
@@ -120,12 +124,28 @@ def cancel(paths: Sequence[bytes], inbox: str | None, config: Config) -> Outcome
     fields = cancelling.fields(paths, inbox)
     answer = control.ask(config.control_path, "cancel", fields, timeout_s=ANSWER_SECONDS)
     if answer is not None:
-        return Outcome.of(answer)
+        with _understood():
+            return Outcome.of(answer)
     who = holding.user(os.geteuid())
     with _own_store(config) as store:
         outcome = cancelling.carry_out(paths, inbox, store, config.inboxes(), who)
     # what a killed daemon was working on is marked, and given up at the next start
     return replace(outcome, taken=outcome.taken + outcome.stopping, stopping=0)
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """An answer has what it should have, or an upgrade left an older daemon at work.
+
+    Raises:
+        EnvironmentFault: it has not.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise EnvironmentFault(
+            "the daemon is another version than this command: restart it"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -120,6 +120,33 @@ class TestWithADaemon:
         assert outcome == Outcome(33, ("in/000.jpg", "in/032.jpg"))
         assert not runs
 
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda config: give(Order((b"/a",)), config),
+            lambda config: orders.hold(holding.Hold((), pause=True), config),
+            lambda config: orders.rescan((), config),
+            lambda config: orders.cancel((), None, config),
+            lambda config: orders.reload(config.control_path),
+        ],
+        ids=["retry", "pause", "rescan", "cancel", "reload"],
+    )
+    def test_one_of_another_version_is_told_from_a_fault_of_ours(
+        self, config: Config, ask: Callable[[Config], object]
+    ) -> None:
+        def handler(fields: Mapping[str, Any]) -> dict[str, Any]:
+            return {"changed": None, "first": 3}
+
+        names = ("retry", "pause", "rescan", "cancel", "reload")
+        server = Server(config.control_path, dict.fromkeys(names, handler))
+        server.start()
+        try:
+            with pytest.raises(EnvironmentFault, match="another version than this command"):
+                ask(config)
+        finally:
+            server.stop()
+            server.join()
+
 
 class TestWithoutADaemon:
     def test_the_store_is_changed(self, config: Config, fill: Callable[..., None]) -> None:

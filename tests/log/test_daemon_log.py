@@ -175,9 +175,17 @@ def test_no_traceback_and_nothing_of_what_files_hold(
     # when one daemon works it off, as far as it goes
     with daemon(house, "once") as process:
         assert process.wait(60) == os.EX_TEMPFAIL
-    # and another one sees files come and go, hears what is no order, and is stopped at work
+    # and another one is given a wrong configuration and other prompts, sees files come and go,
+    # hears what is no order, and is stopped at work
     with daemon(house) as process:
         wait_for(house, "ready: ", 2)
+        right = (house / "phi4d.toml").read_text()
+        (house / "phi4d.toml").write_text(f"batchsize = 1\nseed = [\n{right}")
+        process.send_signal(signal.SIGHUP)
+        wait_for(house, "the old one stays in force")
+        (house / "phi4d.toml").write_text(right.replace(SECRETS[0], f"{SECRETS[0]}?"))
+        process.send_signal(signal.SIGHUP)
+        wait_for(house, "reloaded: ")
         for n in range(30):
             make_picture(house / f"in/gone/{n}.png").unlink()
         for name, words in (
