@@ -107,7 +107,7 @@ if [ -z "$DESTDIR" ]; then
         cat >&2 <<'WORDS'
 phi4d: what is next:
          1. download the model, some 11 GB:  runuser -u phi4d -- phi4d model pull
-         2. look through /etc/phi4d/phi4d.toml; folders outside /srv/phi4d want:  phi4d unit
+         2. look through /etc/phi4d/phi4d.toml; folders outside /srv/phi4d want:  phi4d unit --write
          3. start it, and at every boot:     systemctl enable --now phi4d
        Who may drop files into /srv/phi4d/inbox:  usermod -aG phi4d NAME
 WORDS

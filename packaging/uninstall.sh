@@ -39,7 +39,7 @@ if [ -z "$DESTDIR" ]; then
     if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 fi
 left=
-for path in /etc/phi4d /var/lib/phi4d /var/cache/phi4d /srv/phi4d; do
+for path in /etc/phi4d /etc/systemd/system/phi4d.service.d /var/lib/phi4d /var/cache/phi4d /srv/phi4d; do
     if [ -e "$DESTDIR$path" ]; then left="$left $DESTDIR$path"; fi
 done
 say "it is uninstalled"

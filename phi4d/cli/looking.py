@@ -196,6 +196,9 @@ def unit(
     user: Annotated[
         bool, typer.Option("--user", help="For the service of your own, without root.")
     ] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put it in place, where it is phi4d.conf, as well.")
+    ] = False,
     config: ConfigOption = None,
     config_file: LegacyOption = None,
     settings: SetOption = None,
@@ -203,7 +206,7 @@ def unit(
     """Print what the configuration wants of systemd beyond phi4d.service, as a drop-in.
 
     It is worked out from /etc/phi4d alone, as the service has it, and names the key of each line.
-    The printed text tells the command that puts it in place.
+    Its place is /etc/systemd/system/phi4d.service.d/phi4d.conf.
     """
     import os
 
@@ -223,4 +226,10 @@ def unit(
 
     wanted = (units.for_user if user else units.settings)(settled, host.look())
     source = str(config) if config else "your configuration"
-    typer.echo(units.render(wanted, source=source, user=user))
+    text = units.render(wanted, source=source, user=user)
+    typer.echo(text)
+    if write:
+        with Refusals():
+            place = units.write(text, user=user)
+        again = units.read_again(user=user)
+        typer.echo(f"phi4d: {place} is written; it is in force after: {again}", err=True)

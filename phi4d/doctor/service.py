@@ -11,12 +11,11 @@ from pathlib import Path
 
 from phi4d.config import Config
 from phi4d.doctor.check import Check, ok, warn
-from phi4d.unit import DROP_IN, Service, settings
+from phi4d.unit import DROP_IN, Service, read_again, settings
 from phi4d.unit.host import Host, look
 
 ASK_SECONDS = 5.0  # systemd answers at once, or hangs
-PUT = f"phi4d unit | sudo install -D -m 644 /dev/stdin {DROP_IN}"
-READ_AGAIN = "sudo systemctl daemon-reload && sudo systemctl restart phi4d"
+PUT = "as root: phi4d unit --write && "
 
 
 def service(
@@ -44,15 +43,17 @@ def service(
     lacks = found.lacks(config, host)
     strays = found.strays(settings(config, host))
     for words in lacks:
-        yield warn("service", f"{found.unit}, with its drop-ins: {words}", f"{PUT} && {READ_AGAIN}")
+        yield warn("service", f"{found.unit}, with its drop-ins: {words}", PUT + read_again())
     if strays:
         yield warn(
             "service",
             f"{DROP_IN} is out of date: the configuration no longer wants {', '.join(strays)}",
-            f"{PUT} && {READ_AGAIN}",
+            PUT + read_again(),
         )
     if (stale or _is_stale)():
-        yield warn("service", "its files were changed since systemd read them", READ_AGAIN)
+        yield warn(
+            "service", "its files were changed since systemd read them", f"as root: {read_again()}"
+        )
     elif not lacks and not strays:
         yield ok("service", f"{found.unit}: allows what the configuration wants")
 

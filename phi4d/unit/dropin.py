@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from phi4d.config import Config
+from phi4d.config import Config, user_file
+from phi4d.errors import EnvironmentFault
 from phi4d.unit import memory, needs
 from phi4d.unit.host import Host
 from phi4d.unit.needs import Folder, Network, Use
 from phi4d.unit.syntax import mount_unit, quoted
 
-DROP_IN = Path("/etc/systemd/system/phi4d.service.d/phi4d.conf")
+SYSTEM = Path("/etc/systemd/system")
+DROP_IN = SYSTEM / "phi4d.service.d/phi4d.conf"
 OWN = tuple(map(Path, ("/var/lib/phi4d", "/var/cache/phi4d", "/run/phi4d")))
 """what systemd makes for the service, and mounts first, by systemd/phi4d.service"""
 WRITABLE = (Path("/srv/phi4d"), *OWN)
@@ -218,16 +220,46 @@ def render(wanted: Iterable[Setting], *, source: str, user: bool = False) -> str
 
 
 def _head(source: str, *, user: bool) -> Iterator[str]:
+    """What it is, and how it is put in place."""
+    write = "phi4d unit --user --write" if user else "phi4d unit --write"
     yield f"# What phi4d.service lacks for {_shown(source)}. Made by `phi4d unit`, to be made anew"
-    yield "# after a change:"
-    if user:
-        place = "~/.config/systemd/user/phi4d.service.d/phi4d.conf"
-        yield f"#   phi4d unit --user | install -D -m 644 /dev/stdin {place}"
-        yield "#   systemctl --user daemon-reload && systemctl --user restart phi4d"
-    else:
-        yield f"#   phi4d unit | sudo install -D -m 644 /dev/stdin {DROP_IN}"
-        yield "#   sudo systemctl daemon-reload && sudo systemctl restart phi4d"
+    yield f"# after a change, and put in place{'' if user else ', as root,'} by"
+    yield f"#   {write} && {read_again(user=user)}"
     yield "# What you want beyond it goes into a file of its own beside it (systemctl edit phi4d)."
+
+
+def read_again(*, user: bool = False) -> str:
+    """The commands that have systemd take a changed drop-in in."""
+    systemctl = "systemctl --user" if user else "systemctl"
+    return f"{systemctl} daemon-reload && {systemctl} restart phi4d"
+
+
+def write(text: str, *, user: bool = False) -> Path:
+    """Put the drop-in in place, whole or not at all.
+
+    Args:
+        text: of `render`.
+        user: whether it is for a user's own systemd.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    place = DROP_IN
+    if user:
+        place = user_file().parents[1] / "systemd/user" / DROP_IN.relative_to(SYSTEM)
+    new = place.with_suffix(".new")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(f"{text}\n", "utf-8")
+        new.chmod(0o644)
+        new.replace(place)
+    except OSError as error:
+        advice = "make it writable" if user or os.geteuid() == 0 else "do this as root"
+        raise EnvironmentFault(f"{place}: cannot be written: {error.strerror}; {advice}") from error
+    return place
 
 
 def _shown(line: str) -> str:

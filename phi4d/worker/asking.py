@@ -99,10 +99,10 @@ class Asking:
             DeviceLost: the jobs of the call are back in the queue, or given up.
             EnvironmentFault: the model was unloaded, and cannot be loaded again now.
         """
-        waiting = [(task, piece) for task, piece in ready if not task.ended]
-        if waiting and isinstance(self._engine, Resident):
+        if isinstance(self._engine, Resident) and not all(task.ended for task, _ in ready):
             # here, and not within a call: what is wrong with loading is no fault of its files
             self._engine.wake(self._beat_unless_stopping)
+        waiting = [(task, piece) for task, piece in ready if not task.ended]
         while waiting:
             kind = waiting[0][0].job.kind
             rung = self._ladder.rung(kind)

@@ -324,8 +324,12 @@ class Endings:
             self._follow_up(task, State.FAILED, original=due)
 
     def cancelled(self, task: Task, reason: str) -> None:
-        """Give a job up that somebody wants no more: nothing is written beside its file."""
-        self._persist(self._store.fail, task.job, Cancelled.fault, reason)
+        """Give a job up that somebody wants no more: nothing is written beside its file.
+
+        Raises:
+            EnvironmentFault: the store cannot be written now; nothing has changed.
+        """
+        self._store.fail(task.job, Cancelled.fault, reason)
         task.log.warning("%s: %s", task.name, reason)
         task.ended = True
         self._slots.forget(task.job.id)

@@ -198,12 +198,11 @@ class Worker(threading.Thread):
             return
         try:
             cancelled = self._store.cancelled([task.job for task in running.values()])
+            for job_id, reason in cancelled.items():
+                self._endings.cancelled(running[job_id], reason)
         except EnvironmentFault as fault:
-            log.warning("%s", fault)
-            self._cancelling.set()
-            return
-        for job_id, reason in cancelled.items():
-            self._endings.cancelled(running[job_id], reason)
+            log.debug("%s", fault)  # whoever must write to it says so, too
+            self._cancelling.set()  # at the next step; others may wait for this thread meanwhile
         for task, stream in self._open:
             if task.ended:
                 stream.close()  # it holds a decode process

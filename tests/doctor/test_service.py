@@ -52,7 +52,9 @@ def test_a_drop_in_that_is_missing(root: Path):
 
     assert check.status is Status.WARN
     assert '/data/out is read-only to it (inbox "inbox": outbox)' in check.found
-    assert check.advice.startswith(f"phi4d unit | sudo install -D -m 644 /dev/stdin {DROP_IN} && ")
+    assert check.advice == (
+        "as root: phi4d unit --write && systemctl daemon-reload && systemctl restart phi4d"
+    )
 
 
 def test_a_drop_in_that_is_there_and_one_that_is_out_of_date(root: Path):
@@ -72,7 +74,7 @@ def test_one_that_systemd_has_not_read(root: Path):
     (check,) = checks(root, "/srv/phi4d/outbox", stale=True)
 
     assert check.status is Status.WARN
-    assert check.advice == "sudo systemctl daemon-reload && sudo systemctl restart phi4d"
+    assert check.advice == "as root: systemctl daemon-reload && systemctl restart phi4d"
 
 
 def test_nothing_is_said_without_a_service_or_to_others(

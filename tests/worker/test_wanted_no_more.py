@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from deskkit import WAIT_SECONDS, Desk
 from phi4d import demo
 from phi4d.engine.fake import FakeEngine
 from phi4d.engine.phi4 import Phi4Engine
+from phi4d.errors import EnvironmentFault
 from phi4d.job import Completion, Kind, Request, State
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.store import Store
@@ -188,7 +190,7 @@ def test_a_file_that_is_being_decoded_stops_and_lets_its_process_go(
     # then it ends, though its process never answered, and the other file is done
     assert (job.name, standing(desk, "a.png")[1]) == ("a.png", "operator")
     for process in stopped:
-        if process.alive():
+        with contextlib.suppress(ProcessLookupError):  # that one has been replaced
             os.kill(process.pid, signal.SIGCONT)
     assert "b.png" in desk.results(2)
     assert written(desk) == {"b.png.txt", "b.png.json"}
@@ -215,6 +217,34 @@ def test_a_file_that_was_decoded_ahead_lets_its_process_go(
     engine.gate.set()
     assert "0.wav" in desk.results(2)
     assert written(desk) == {"0.wav.txt", "0.wav.json"}
+
+
+def test_while_the_store_cannot_be_written_the_call_goes_on_and_it_stops_later(
+    desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a file that is cancelled, and a disk that is full when its worker looks
+    desk.add(make_picture(desk.inbox / "a.png"))
+    engine = FakeEngine(gate=threading.Event())
+    worker = desk.start(engine)
+    assert engine.entered.wait(WAIT_SECONDS)
+    refused, has_room, fail = threading.Semaphore(0), threading.Event(), desk.store.fail
+
+    def full(*args: Any, **options: Any) -> bool:
+        if has_room.is_set():
+            return fail(*args, **options)
+        refused.release()
+        raise EnvironmentFault("the store cannot be written: disk full")
+
+    monkeypatch.setattr(desk.store, "fail", full)
+    cancel(desk, "a.png")
+    # when it has tried twice, there is room again
+    assert refused.acquire(timeout=WAIT_SECONDS)
+    assert refused.acquire(timeout=WAIT_SECONDS)
+    assert worker.at_work()[0][0] == "in/a.png"
+    has_room.set()
+    # then it ends
+    desk.wait_for(1)
+    assert standing(desk, "a.png") == ("failed", "operator", WHY)
 
 
 def test_what_was_put_back_meanwhile_is_given_up_too(desk: Desk) -> None:
