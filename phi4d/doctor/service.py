@@ -42,8 +42,9 @@ def service(
     host = host or look()
     lacks = found.lacks(config, host)
     strays = found.strays(settings(config, host))
-    for words in lacks:
-        yield warn("service", f"{found.unit}, with its drop-ins: {words}", PUT + read_again())
+    if lacks:
+        words = f"{found.unit}, with its drop-ins, lacks what is configured: {'; '.join(lacks)}"
+        yield warn("service", words, PUT + read_again())
     if strays:
         yield warn(
             "service",

@@ -277,8 +277,7 @@ def _why(place: Listen, error: OSError) -> str:
         "`ip address` shows",
         errno.EACCES: "may not be used: ports below 1024 are the system's; name a higher one",
         errno.EAFNOSUPPORT: "cannot be used: this process may use no network, as the service does "
-        'by default; name "unix:/run/phi4d/metrics.sock", or allow it as the README\'s '
-        '"Metrics" tells',
+        'by default; name "unix:/run/phi4d/metrics.sock", or open it with phi4d unit --write',
     }
     otherwise = f"cannot be used: {error.strerror}; expected an address of this machine"
     return words.get(error.errno or 0, otherwise)

@@ -241,7 +241,7 @@ def as_fault(error: OSError, path: bytes) -> EnvironmentFault | FileError:
     advice = {
         errno.ENOSPC: "free some space or inodes",
         errno.EDQUOT: "raise the quota",
-        errno.EROFS: "mount it writable; in a systemd service, name it in ReadWritePaths=",
+        errno.EROFS: "mount it writable; as a service, phi4d unit --write opens it",
         errno.EACCES: "give the daemon's user write access",
         errno.EPERM: "give the daemon's user write access",
         errno.ENOENT: "mount or make the outbox",

@@ -379,7 +379,7 @@ def _fault(error: OSError, source: bytes, root: bytes, folder: bytes) -> Environ
         what = "originals cannot be moved here"
     writable = (
         "the daemon's user must be able to write there: change its owner or mode or mount it "
-        "writable, and in a systemd service name it in ReadWritePaths="
+        "writable; as a service, phi4d unit --write opens it"
     )
     advice = {
         errno.ENOSPC: "free some space or inodes",

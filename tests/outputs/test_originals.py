@@ -521,7 +521,8 @@ class TestSurroundings:
     def test_a_root_that_is_read_only_is_said(
         self, inbox: Path, mount: Callable[..., Path]
     ) -> None:
-        with pytest.raises(EnvironmentFault, match=r"mounted-0: .* moved here: .*ReadWritePaths="):
+        wanted = r"mounted-0: .* moved here: .*phi4d unit --write"
+        with pytest.raises(EnvironmentFault, match=wanted):
             move(inbox / "sub" / "a.wav", put(inbox / "sub" / "a.wav"), mount("ro"))
 
     def test_a_source_that_is_read_only_is_said_before_it_is_copied(
@@ -530,7 +531,7 @@ class TestSurroundings:
         inbox = mount("size=10m")
         fingerprint = put(inbox / "a.wav")
         subprocess.run(["/bin/mount", "-o", "remount,ro", inbox], check=True)
-        wanted = r"mounted-0: originals cannot be taken from here: .*ReadWritePaths="
+        wanted = r"mounted-0: originals cannot be taken from here: .*phi4d unit --write"
         with pytest.raises(EnvironmentFault, match=wanted):
             move(inbox / "a.wav", fingerprint, elsewhere, "a.wav")
         with pytest.raises(EnvironmentFault, match=wanted):
