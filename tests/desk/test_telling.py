@@ -14,11 +14,13 @@ import pytest
 from deskkit import WAIT_SECONDS, Desk
 
 from phi4d.config import Config, Inbox
+from phi4d.desk import desk as desks
 from phi4d.desk import telling
 from phi4d.engine.fake import FakeEngine
 from phi4d.engine.resident import Resident
 from phi4d.media.pool import DecodePool
 from phi4d.meter import Memory, Meter
+from phi4d.reload import Reloader
 from phi4d.scheduler import Pauses
 from phi4d.status import Snapshot
 
@@ -110,6 +112,32 @@ def test_when_all_inboxes_are_paused_so_is_the_daemon_but_not_one_that_loads(des
     assert tell(desk, "loading")["state"] == "loading"
     desk.pauses.hold({})
     assert tell(desk)["state"] == "ready"
+
+
+def test_while_it_reloads_it_says_so(desk: Desk) -> None:
+    # given a daemon whose configuration takes a while to be read
+    config = Config(state_dir=desk.inbox.parent)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read() -> Config:
+        begun.set()
+        assert go_on.wait(WAIT_SECONDS)
+        return config
+
+    reloader = Reloader(config, read, lambda changes: None)
+    daemon = desks.Desk(
+        config, desk.store, desk.pauses, Meter(), model=lambda: "m", reload=reloader
+    )
+    reloading = threading.Thread(target=reloader)
+    reloading.start()
+    # when it is asked meanwhile, and afterwards
+    try:
+        assert begun.wait(WAIT_SECONDS)
+        assert daemon.handlers["status"]({})["state"] == "reloading"  # type: ignore[index]
+    finally:
+        go_on.set()
+        reloading.join()
+    assert daemon.handlers["status"]({})["state"] == "loading"  # type: ignore[index]
 
 
 def test_without_a_store_it_tells_the_rest(tmp_path: Path) -> None:
