@@ -176,7 +176,7 @@ def render(snapshot: Snapshot, columns: int | None = None, now: float | None = N
     """
     now = time.time() if now is None else now
     columns = None if columns is None else max(columns, SPARSE_COLUMNS)
-    sections = [_head(snapshot), _slots(snapshot), _table(snapshot, columns, now)]
+    sections = [_head(snapshot), _slots(snapshot, now), _table(snapshot, columns, now)]
     if snapshot.live is None and snapshot.running:
         sections.append(
             ["running"]
@@ -231,10 +231,12 @@ def _head(snapshot: Snapshot) -> list[str]:
     return lines + [words for words in snapshot.troubles if words not in notices]
 
 
-def _slots(snapshot: Snapshot) -> list[str]:
+def _slots(snapshot: Snapshot, now: float) -> list[str]:
     lines = []
     for slot in snapshot.live["slots"] if snapshot.live else ():
         state = "" if slot["state"] == "loaded" else f": {slot['state']}"
+        if slot["next_try"]:
+            state += f" (next try in {span(slot['next_try'] - now)})"
         lines.append(f"{slot['device']}  {slot['model']}, {slot['precision']}{state}")
         facts = [_memory(slot)] if slot["memory"] else []
         if slot["tokens_per_second"]:

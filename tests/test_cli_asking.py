@@ -20,6 +20,7 @@ import pytest
 from clikit import call, daemon, invoke
 from kit import unprivileged
 
+import phi4d
 from phi4d import control, status
 from phi4d.desk import telling
 from phi4d.job import Arrival, Fingerprint, Kind
@@ -132,7 +133,7 @@ class TestStatus:
             with Store(state / "jobs.sqlite3") as store:
                 store.add([Arrival("in", b"a.jpg", Kind.IMAGE, Fingerprint(1, 1, 1))])
             answer = {
-                "schema": status.JSON_SCHEMA, "state": "ready", "pid": 42, "version": "1",
+                "state": "ready", "pid": 42, "version": phi4d.__version__,
                 "uptime_seconds": 1.0, "files_per_minute": 1.0, "times_real_time": 0.0,
                 "eta_seconds": None, "slots": [], "inboxes": {}, "hung": [], "dead": [],
                 "stored": telling.read(state / "jobs.sqlite3"),
@@ -146,7 +147,7 @@ class TestStatus:
             with unprivileged(state):
                 done = invoke("status", "--config", config)
             assert (done.exit_code, done.stderr) == (0, "")
-            assert "phi4d 1, pid 42" in done.stdout
+            assert f"phi4d {phi4d.__version__}, pid 42" in done.stdout
             assert done.stdout.splitlines()[-1].split()[-6:-2] == ["1", "0", "0", "0"]
             # and when the daemon has ended, as much as can be known
             server.stop()
@@ -160,14 +161,16 @@ class TestStatus:
     def test_a_daemon_of_another_version_is_to_be_restarted(
         self, config_file: Path, tmp_path: Path
     ) -> None:
-        server = control.Server(tmp_path / "state/control", {"status": lambda _: {"pid": 42}})
+        server = control.Server(
+            tmp_path / "state/control", {"status": lambda _: {"version": "0.0.1"}}
+        )
         server.start()
         try:
             done = invoke("status", "--config", config_file)
         finally:
             server.stop()
             server.join()
-        assert "another version than this command: restart it" in done.stderr
+        assert f"the daemon is phi4d 0.0.1, this command {phi4d.__version__}" in done.stderr
 
     def test_it_is_drawn_anew_on_a_terminal_until_ctrl_c(self, config_file: Path) -> None:
         # given a terminal of 80 columns

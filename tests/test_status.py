@@ -22,6 +22,7 @@ SLOT = {
     "model": "a model",
     "precision": "bfloat16, sdpa",
     "state": "loaded",
+    "next_try": None,
     "memory": {"size_bytes": 80e9, "used_bytes": 23.4e9, "own_bytes": 20e9},
     "files": [{"file": f"photos/{n}.jpg", "seconds": n} for n in range(5)],
     "tokens_per_second": 412.4,
@@ -30,7 +31,6 @@ SLOT = {
     "silent_seconds": 0.1,
 }
 LIVE: dict[str, Any] = {
-    "schema": 2,
     "state": "ready",
     "pid": 42,
     "version": "1.2",
@@ -153,18 +153,19 @@ def shown(text: str) -> int:
 
 def test_a_slot_that_was_unloaded_or_has_nothing_to_do() -> None:
     idle = SLOT | {"files": [], "memory": None, "tokens_per_second": 0, "batch": 0}
-    slots = [
-        idle | {"device": "cpu", "memory": SLOT["memory"]},
-        idle | {"state": "unloaded (idle)"},
-    ]
-    text = render(Snapshot(42, {}, live=LIVE | {"slots": slots, "times_real_time": 0.0}))
-    assert text.splitlines()[1:8] == [
+    main = idle | {"device": "cpu", "memory": SLOT["memory"]}
+    waits = {"state": "waits for memory or files", "next_try": NOON + 25}
+    slots = [main, idle | {"state": "unloaded (idle)"}, idle | waits]
+    snapshot = Snapshot(42, {}, live=LIVE | {"slots": slots, "times_real_time": 0.0})
+    assert render(snapshot, now=NOON).splitlines()[1:10] == [
         "41 files/min, nothing waits",
+        "cuda:0: the model waits for memory or files",
         "",
         "cpu  a model, bfloat16, sdpa",
         "  20.0 GB of main memory",
         "  has nothing to do",
         "cuda:0  a model, bfloat16, sdpa: unloaded (idle)",
+        "cuda:0  a model, bfloat16, sdpa: waits for memory or files (next try in 25 s)",
         "",
     ]
 

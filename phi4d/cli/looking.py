@@ -111,22 +111,23 @@ def _snapshot(settled: Config, said: list[str]) -> Snapshot:
     Raises:
         EnvironmentFault: neither can be asked.
     """
-    from phi4d import control, lock
+    from phi4d import __version__, control, lock
     from phi4d import status as words
     from phi4d.desk import telling
 
-    live = None
+    live = other = None
     try:
         live = control.ask(settled.control_path, "status", timeout_s=ANSWER_SECONDS)
     except EnvironmentFault as fault:  # the store tells the rest
         said.append(str(fault))
-    if live is not None and live.get("schema") != words.JSON_SCHEMA:
-        said.append("the daemon is another version than this command: restart it")
-        live = None
-    if live is not None and live.get("stored") is not None:
+    if live is not None and live.get("version") != __version__:
+        found = live.get("version", "of another version")
+        said.append(f"the daemon is phi4d {found}, this command {__version__}: restart the daemon")
+        live, other = None, live  # it may mean something else by it
+    if live is not None and live["stored"] is not None:
         return words.Snapshot.of(live["stored"], live, pid=live["pid"])
     held = settled.state_dir / "lock"
-    pid = live["pid"] if live is not None else lock.holder(held)
+    pid = (live or other or {}).get("pid") or lock.holder(held)
     try:
         stored = telling.read(settled.store_path)
     except EnvironmentFault as fault:

@@ -20,7 +20,6 @@ from phi4d.errors import EnvironmentFault
 from phi4d.job import Kind, State, display_name
 from phi4d.meter import Meter, Rates
 from phi4d.scheduler import Pauses
-from phi4d.status import JSON_SCHEMA
 from phi4d.store import Reader
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ def answer(
     now = time.monotonic()
     threads = [*workers, watcher] if watcher is not None else workers
     return {
-        "schema": JSON_SCHEMA,
         "state": state,
         "pid": os.getpid(),
         "version": __version__,
@@ -90,12 +88,14 @@ def answer(
 def _slot(worker: Worker, rates: Rates, meter: Meter, now: float) -> dict[str, Any]:
     engine = worker.engine
     memory = meter.memory(engine.device)
+    wait = worker.next_try_seconds
     rate = rates.devices.get(engine.device)
     return {
         "device": engine.device,
         "model": engine.model,
         "precision": engine.precision,
         "state": engine.state if isinstance(engine, Resident) else "loaded",
+        "next_try": time.time() + wait if wait else None,
         "memory": None if memory is None else {
             "size_bytes": memory.size_bytes,
             "used_bytes": memory.used_bytes,

@@ -175,6 +175,11 @@ class Worker(threading.Thread):
         now = self._clock()
         return [(task.name, now - task.began) for task in self._tasks if not task.ended]
 
+    @property
+    def next_try_seconds(self) -> float:
+        """Until a model that could not be loaded again is tried again; 0: nothing is waited for."""
+        return max(0.0, self._next_call - self._clock())
+
     def heed_cancels(self) -> None:
         """Jobs of the store that run were cancelled; those of this worker end at its next step."""
         self._cancelling.set()
