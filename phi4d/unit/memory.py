@@ -49,7 +49,8 @@ def bound(config: Config, host: Host) -> Bound:
         rung.weights + rung.comfortable for rung in rungs_of(host.cpu, size, wishes, installed())
     )
     if config.offload == "auto":  # the language model may wait in main memory
-        model += on_gpus * int(size.language * BYTES["bfloat16"])
+        number = BYTES["float32" if wishes.dtype == "float32" else "bfloat16"]
+        model += on_gpus * int(size.language * number)
     gpus = on_gpus * GPU_BYTES
     decoding = int((on_gpus + on_cpu) * config.decode_processes * config.decode_memory_gb * 1e9)
     whole = PROCESS_BYTES + model + gpus + decoding

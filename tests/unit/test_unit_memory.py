@@ -51,13 +51,17 @@ def test_a_second_slot_wants_as_much_again(tmp_path: Path):
     assert two - memory.PROCESS_BYTES == 2 * (one - memory.PROCESS_BYTES)
 
 
-def test_on_a_gpu_the_language_model_may_wait_in_main_memory(tmp_path: Path):
+@pytest.mark.parametrize(("dtype", "number"), [("auto", 2), ("float16", 2), ("float32", 4)])
+def test_on_a_gpu_the_language_model_may_wait_in_main_memory(
+    tmp_path: Path, dtype: str, number: int
+):
     host = machine(1000, gpus=1)
+    keys = f'{HUB}dtype = "{dtype}"\n'
     may, may_not = (
-        memory.bound(config_of(f'{HUB}offload = "{offload}"', tmp_path), host).size
+        memory.bound(config_of(f'{keys}offload = "{offload}"', tmp_path), host).size
         for offload in ("auto", "never")
     )
-    assert may - may_not == 2 * PUBLISHED.language
+    assert may - may_not == number * PUBLISHED.language
 
 
 def test_the_limit_is_rounded_up(tmp_path: Path):
