@@ -220,7 +220,7 @@ def _head(snapshot: Snapshot) -> list[str]:
         left = "nothing waits"
     else:
         left = f"all done in {span(eta)}" if eta is not None else "time left unknown"
-        if snapshot.paused or snapshot.notices:
+        if eta is not None and (snapshot.paused or snapshot.notices):
             left += " but for what is paused or held up"
     lines = [
         f"phi4d {live['version']}, pid {snapshot.daemon_pid}, up {span(live['uptime_seconds'])}: "

@@ -162,7 +162,7 @@ class TestStatus:
         self, config_file: Path, tmp_path: Path
     ) -> None:
         server = control.Server(
-            tmp_path / "state/control", {"status": lambda _: {"version": "0.0.1"}}
+            tmp_path / "state/control", {"status": lambda _: {"version": "0.0.1", "pid": 42}}
         )
         server.start()
         try:
@@ -170,6 +170,8 @@ class TestStatus:
         finally:
             server.stop()
             server.join()
+        assert done.exit_code == 1
+        assert done.stdout.startswith("phi4d runs, but does not answer, pid 42\n")
         assert f"the daemon is phi4d 0.0.1, this command {phi4d.__version__}" in done.stderr
 
     def test_it_is_drawn_anew_on_a_terminal_until_ctrl_c(self, config_file: Path) -> None:
