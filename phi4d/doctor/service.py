@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from phi4d.config import Config
+from phi4d.config import SYSTEM_FILE, Config
 from phi4d.doctor.check import Check, ok, warn
 from phi4d.unit import DROP_IN, Service, read_again, settings
 from phi4d.unit.host import Host, look
@@ -22,22 +22,24 @@ def service(
     config: Config,
     *,
     root: Path = Path("/"),
+    etc: Path = SYSTEM_FILE.parent,
     host: Host | None = None,
     stale: Callable[[], bool] | None = None,
 ) -> Iterator[Check]:
     """Compare the installed unit and its drop-ins with the configuration.
 
-    Nothing is said where there is no service, or for a user who is neither its own nor root: the
-    configuration may then be another one.
+    Nothing is said where there is no service, nor of a configuration that is not the service's:
+    that of a user who is neither its own nor root, or one of which nothing is the machine's.
 
     Args:
-        config: as the service has it.
+        config: of the service, or another.
         root: the system's root folder.
+        etc: where the machine's configuration is.
         host: the machine; None to look.
         stale: whether systemd has to read its files again; None to ask it.
     """
     found = Service.find(root)
-    if found is None or not _is_ours(found.value("User")):
+    if found is None or not (_is_from(config, etc) and _is_ours(found.value("User"))):
         return
     host = host or look()
     lacks = found.lacks(config, host)
@@ -57,6 +59,12 @@ def service(
         )
     elif not lacks and not strays:
         yield ok("service", f"{found.unit}: allows what the configuration wants")
+
+
+def _is_from(config: Config, etc: Path) -> bool:
+    """Whether a configuration has anything from a folder's files."""
+    origins = [config.origin(key) for key in Config.model_fields]
+    return any(each.kind == "file" and etc in Path(each.name).parents for each in origins)
 
 
 def _is_ours(user: str) -> bool:

@@ -25,15 +25,18 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def config_with(outbox: str) -> Config:
-    box = {"path": "/srv/phi4d/inbox", "outbox": outbox}
-    return load(
-        config=Path("/dev/null"), environ={}, options={"model_path": "demo", "inbox": [box]}
-    )
+def config_with(root: Path, outbox: str) -> Config:
+    """The machine's configuration, with an inbox that has this outbox."""
+    file = root / "etc/phi4d/phi4d.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    inbox = f'inbox = [{{ path = "/srv/phi4d/inbox", outbox = "{outbox}" }}]'
+    file.write_text(f'model_path = "demo"\n{inbox}\n')
+    return load(config=file, environ={})
 
 
 def checks(root: Path, outbox: str, *, stale: bool = False) -> list[Check]:
-    return list(service(config_with(outbox), root=root, stale=lambda: stale))
+    config = config_with(root, outbox)
+    return list(service(config, root=root, etc=root / "etc/phi4d", stale=lambda: stale))
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +63,7 @@ def test_a_drop_in_that_is_missing(root: Path):
 def test_a_drop_in_that_is_there_and_one_that_is_out_of_date(root: Path):
     file = root / DROP_IN.relative_to("/")
     file.parent.mkdir(parents=True)
-    file.write_text(render(settings(config_with("/data/out"), look()), source="here"))
+    file.write_text(render(settings(config_with(root, "/data/out"), look()), source="here"))
 
     assert [check.status for check in checks(root, "/data/out")] == [Status.OK]
     (check,) = checks(root, "/srv/phi4d/outbox")
@@ -81,5 +84,8 @@ def test_nothing_is_said_without_a_service_or_to_others(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert checks(tmp_path / "none", "/data/out") == []
+    # nor of a configuration of which nothing is the machine's
+    config = config_with(root, "/data/out")
+    assert list(service(config, root=root, etc=root / "etc/other", stale=lambda: False)) == []
     monkeypatch.setattr("os.geteuid", lambda: NOBODY)
     assert checks(root, "/data/out") == []
