@@ -10,8 +10,9 @@ import typer
 import typer.main
 
 import phi4d
-from phi4d.cli import configuration, holding, looking, model, ordering, reloading, serving
+from phi4d.cli import configuration, holding, looking, model, ordering, reloading, serving, streams
 from phi4d.cli.options import HELP
+from phi4d.errors import EXIT_FAILURE
 
 app = typer.Typer(
     name="phi4d",
@@ -62,6 +63,7 @@ app.add_typer(configuration.app, name="config")
 
 def main() -> None:
     """Entry point."""
+    streams.mend()
     try:
         if "_PHI4D_COMPLETE" in os.environ:  # a shell asks, because somebody pressed TAB
             from phi4d.cli import completing
@@ -71,3 +73,8 @@ def main() -> None:
             app()
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if not streams.is_lost(error):
+            raise
+        typer.echo(f"phi4d: standard output cannot be written: {error.strerror}", err=True)
+        sys.exit(EXIT_FAILURE)

@@ -44,7 +44,7 @@ def make(log_format: str, file: Path | None, max_bytes: int, count: int) -> logg
 
 
 def _stderr(log_format: str) -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr(sys.stderr)
     lines = formats.Json() if log_format == "json" else formats.plain()
     if _stderr_is_journal():
         # the journal has the time itself
@@ -52,6 +52,13 @@ def _stderr(log_format: str) -> logging.Handler:
         lines = formats.Prioritized(lines)
     handler.setFormatter(lines)
     return handler
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- its name there
+        """What cannot be written cannot be said either; it would come out when there is room."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 def _journal() -> logging.Handler | None:

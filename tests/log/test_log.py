@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
@@ -318,3 +320,27 @@ def test_counts_are_said_when_asked_for(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err.count("\n") == 1
     logs.settle()
     assert "said 1 time more" in capsys.readouterr().err
+
+
+def test_a_disk_behind_stderr_that_has_room_again_gets_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Disk(io.StringIO):
+        """It is full for the first write."""
+
+        is_full = True
+
+        def write(self, text: str) -> int:
+            if self.is_full:
+                self.is_full = False
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stderr", Disk())
+    logs.configure()
+
+    logging.getLogger("phi4d").error("meanwhile")
+    logging.getLogger("phi4d").error("after")
+
+    (line,) = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert line.endswith("ERROR   after")
