@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import phi4d
+from phi4d.unit import DROP_IN
 
 TOP = Path(__file__).parents[1]
 SAMPLE = (TOP / "etc" / "phi4d.toml").read_bytes()
@@ -150,12 +151,19 @@ def test_uninstall_leaves_what_is_yours_and_says_so(tmp_path: Path, install: Cal
     install()
     root = tmp_path / "root"
     mine = root / "srv/phi4d/outbox/a.jpg.txt"
-    mine.parent.mkdir(parents=True)
-    mine.touch()
+    drop_in = root / DROP_IN.relative_to("/")
+    for file in (mine, drop_in):
+        file.parent.mkdir(parents=True)
+        file.touch()
     done = run("packaging/uninstall.sh", DESTDIR=str(root))
 
     assert done.returncode == 0
-    assert files(root) == {"/etc/phi4d/phi4d.toml", "/srv/phi4d/outbox/a.jpg.txt"}
+    assert files(root) == {
+        "/etc/phi4d/phi4d.toml",
+        "/srv/phi4d/outbox/a.jpg.txt",
+        str(DROP_IN),
+    }
+    assert f"{drop_in.parent}" in done.stderr
     assert not (root / "opt/phi4d").exists()
     assert f"{root}/etc/phi4d" in done.stderr
     assert f"{root}/srv/phi4d" in done.stderr
