@@ -197,9 +197,7 @@ def unit(
     user: Annotated[
         bool, typer.Option("--user", help="For the service of your own, without root.")
     ] = False,
-    write: Annotated[
-        bool, typer.Option("--write", help="Put it in place, where it is phi4d.conf, as well.")
-    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="Put it in place as well.")] = False,
     config: ConfigOption = None,
     config_file: LegacyOption = None,
     settings: SetOption = None,
