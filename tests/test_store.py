@@ -20,7 +20,7 @@ from kit import Clock, unprivileged
 
 from phi4d.errors import ConfigError, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Kind, State
-from phi4d.store import ADD_ROWS, SCHEMA_VERSION, Chosen, Reader, Store, schema
+from phi4d.store import ADD_ROWS, SCHEMA_VERSION, Chosen, Reader, Store, reader, schema
 
 NOTHING = Chosen(0, ())
 VERSION_1 = """
@@ -428,13 +428,50 @@ class TestAgain:
         assert store.regenerate("in") == Chosen(ADD_ROWS + 5, names)
         assert states(store) == {"queued": ADD_ROWS + 5}
 
-    def test_a_file_is_found_without_looking_through_all(self, ended: Store) -> None:
+    def test_a_file_is_found_without_looking_through_all(
+        self, ended: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         asked: list[str] = []
-        ended._db.set_trace_callback(asked.append)
+        connect = reader.connect
+
+        def traced(path: Path) -> sqlite3.Connection:
+            db = connect(path)
+            db.set_trace_callback(asked.append)
+            return db
+
+        monkeypatch.setattr(reader, "connect", traced)
         ended.retry("in", b"a")
+        ended._db.set_trace_callback(asked.append)
+        ended.holds("in", b"a")
         ended._db.set_trace_callback(None)
-        plan = [row[-1] for row in ended._db.execute("EXPLAIN QUERY PLAN " + asked[0])]
-        assert plan[0].endswith("(inbox=? AND path>? AND path<?)")
+        for query in (next(each for each in asked if "json_group_array" in each), asked[-1]):
+            plan = [row[-1] for row in ended._db.execute("EXPLAIN QUERY PLAN " + query)]
+            assert any(step.endswith("(inbox=? AND path>? AND path<?)") for step in plan)
+
+    def test_while_files_are_looked_for_others_write(
+        self, ended: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given an order that is in the midst of finding out what it is about
+        begun, go_on, connect = threading.Event(), threading.Event(), reader.connect
+
+        def slow(path: Path) -> sqlite3.Connection:
+            begun.set()
+            assert go_on.wait(30)
+            return connect(path)
+
+        monkeypatch.setattr(reader, "connect", slow)
+        found: list[Chosen] = []
+        looking = threading.Thread(target=lambda: found.append(ended.retry("in")))
+        looking.start()
+        try:
+            assert begun.wait(30)
+            # then an inbox can be paused, and a job come in
+            assert ended.pause("in", "ada")
+            assert ended.add([arrival(b"new")]) == 1
+        finally:
+            go_on.set()
+            looking.join()
+        assert found[0].count > 0
 
     def test_whether_anything_is_known_there(self, ended: Store) -> None:
         for known in (b"", b"a", b"a/b", b"a/b/3", b"ab"):

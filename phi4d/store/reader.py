@@ -32,7 +32,7 @@ class Reader:
         self._path = path
         with self._readable():
             os.stat(path)
-            self._db = sqlite3.connect(_uri(path), uri=True, isolation_level=None)
+            self._db = connect(path)
             self._db.execute("PRAGMA query_only = ON")
             (self._version,) = self._db.execute("PRAGMA user_version").fetchone()
 
@@ -140,6 +140,11 @@ class Reader:
                 f"{self._path}: the store cannot be read: {error}; be the daemon's user, or in its "
                 "group, and look at the disk"
             ) from error
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that only reads; who writes waits for none."""
+    return sqlite3.connect(_uri(path), uri=True, isolation_level=None)
 
 
 def _uri(path: Path) -> str:

@@ -7,6 +7,7 @@ change of a job is compare-and-set on its state, and durable when the call retur
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -48,6 +49,7 @@ class Store:
     ) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self._path = path
         self._db = open_store(path, anew=anew)
 
     def close(self) -> None:
@@ -88,10 +90,16 @@ class Store:
             try:
                 yield self._db
             except sqlite3.OperationalError as error:
-                raise EnvironmentFault(
-                    f"the store cannot be read: {error}; expected a disk that works: it is tried "
-                    "again"
-                ) from error
+                raise _unreadable(error) from error
+
+    @contextmanager
+    def _look(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own, for what takes long to read: nobody waits for it."""
+        try:
+            with contextlib.closing(reader.connect(self._path)) as db:
+                yield db
+        except sqlite3.OperationalError as error:
+            raise _unreadable(error) from error
 
     # ---- what comes in
 
@@ -604,14 +612,13 @@ class Store:
         self, which: str, values: tuple[object, ...], inbox: str, below: bytes
     ) -> Iterator[str]:
         """The ids of jobs in an inbox, or a part of it, in order; a few at a time, as JSON."""
-        query = f"SELECT id FROM job WHERE {which} AND inbox = ?"
-        if below:  # the first two bounds are what an index can be asked
-            query += " AND path >= ? AND path < ? AND (path = ? OR path > ?)"
-            values = (*values, inbox, below, below + b"0", below, below + b"/")
-        else:
-            values = (*values, inbox)
-        with self._read() as db:
-            ids = array("q", sorted(job_id for (job_id,) in db.execute(query, values)))
+        query, values = _in(which, values, inbox, below)
+        # in one string, for whoever steps through a million rows keeps other threads waiting
+        with self._look() as db:
+            (found,) = db.execute(
+                f"SELECT json_group_array(id) FROM (SELECT id FROM job WHERE {query})", values
+            ).fetchone()
+        ids = array("q", sorted(json.loads(found)))
         for begin in range(0, len(ids), ADD_ROWS):
             yield json.dumps(ids[begin : begin + ADD_ROWS].tolist())
 
@@ -717,7 +724,12 @@ class Store:
 
     def holds(self, inbox: str, below: bytes) -> bool:
         """Whether a file, or anything in a folder, is known; see `retry`."""
-        return any(self._ids("true", (), inbox, below))
+        query, values = _in("true", (), inbox, below)
+        with self._read() as db:
+            (found,) = db.execute(
+                f"SELECT EXISTS (SELECT 1 FROM job WHERE {query})", values
+            ).fetchone()
+        return bool(found)
 
     def counts(self) -> dict[str, dict[State, int]]:
         """Number of jobs by inbox and state, without those that somebody cancelled."""
@@ -736,6 +748,23 @@ class Store:
         """
         with self._read() as db:
             return reader.oldest(db)
+
+
+def _unreadable(error: sqlite3.Error) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the store cannot be read: {error}; expected a disk that works: it is tried again"
+    )
+
+
+def _in(
+    which: str, values: tuple[object, ...], inbox: str, below: bytes
+) -> tuple[str, tuple[object, ...]]:
+    """The condition that a job is such a one, and in an inbox or a part of it; and its values."""
+    if not below:
+        return f"{which} AND inbox = ?", (*values, inbox)
+    # the first two bounds are what an index can be asked
+    part = "inbox = ? AND path >= ? AND path < ? AND (path = ? OR path > ?)"
+    return f"{which} AND {part}", (*values, inbox, below, below + b"0", below, below + b"/")
 
 
 _ANEW = (
