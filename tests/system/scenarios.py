@@ -25,6 +25,31 @@ KEEP = "Dpkg::Options::=--force-confold"
 """nobody is there to be asked about a changed configuration"""
 MEMBER = "ada"
 """a user in the group phi4d, and in no other"""
+TELL = """#!/bin/sh
+echo "$(id -un) $PHI4D_STATE $*" >> /var/lib/phi4d/told.log
+touch /etc/harm 2> /dev/null && echo harm >> /var/lib/phi4d/told.log
+echo end >> /var/lib/phi4d/told.log
+"""
+"""a command of a hook: says who it is and what it was told, and tries to do harm"""
+PORT = 8765
+RECEIVE = f"""
+import base64, hmac, json
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Receiver(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        ours = [self.headers["webhook-id"], self.headers["webhook-timestamp"], body.decode()]
+        digest = hmac.digest(b"open sesame", ".".join(ours).encode(), "sha256")
+        signed = self.headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
+        told = json.loads(body)
+        print(signed, told["type"], told["data"]["name"])
+        self.send_response(204)
+        self.end_headers()
+
+HTTPServer(("127.0.0.1", {PORT}), Receiver).serve_forever()
+"""
+"""receives webhooks, and says of each whether it is signed, and what it tells"""
 PATIENCE_SECONDS = 300.0
 """the machine may be a slow one, and busy with other things"""
 
@@ -315,6 +340,59 @@ def journal_fields(scene: Scene) -> None:
     m.until(lambda: "failed" not in scene.states(), "the failure to be gone", PATIENCE_SECONDS)
 
 
+def hooks(scene: Scene) -> None:
+    """A hook's command runs as hardened as the service; a webhook, once `phi4d unit` lets it."""
+    m = scene.machine
+    inbox, outbox = "/srv/phi4d/told", "/srv/phi4d/told-out"
+    own, secret = "/etc/phi4d/conf.d/66-told.toml", "/etc/phi4d/webhook.secret"
+    drop_in = "/etc/systemd/system/phi4d.service.d/phi4d.conf"
+    m.run("install", "-d", "-o", "phi4d", "-g", "phi4d", "-m", "2775", inbox, outbox)
+    m.write(secret, "open sesame\n")
+    m.run("chown", "phi4d:", secret)
+    m.run("chmod", "400", secret)
+    m.write("/usr/local/bin/tell", TELL)
+    m.run("chmod", "755", "/usr/local/bin/tell")
+    m.write("/usr/local/bin/receive", RECEIVE)
+    m.run("systemd-run", "-q", "--unit=receiver", "python3", "-u", "/usr/local/bin/receive")
+    m.write(
+        own,
+        f'[[inbox]]\npath = "{inbox}"\noutbox = "{outbox}"\n'
+        'on_done = ["tell", "{path}", "{sidecars}"]\n'
+        f'on_failed = "http://127.0.0.1:{PORT}/"\nwebhook_secret_file = "{secret}"\n',
+    )
+    check("ok" in m.run("phi4d", "config", "check"), "config check is not content")
+    scene.systemctl("reload")
+    # a command
+    scene.answers("shapes-640x480.jpg", to=inbox, outbox=outbox)
+    told = m.path("/var/lib/phi4d/told.log")
+    m.until(lambda: told.exists() and told.read_text().endswith("end\n"), "the command", 60)
+    sidecar = f"{outbox}/shapes-640x480.jpg"
+    expected = f"phi4d done {inbox}/shapes-640x480.jpg {sidecar}.txt {sidecar}.json\nend\n"
+    check(told.read_text() == expected, f"the command was told: {told.read_text()}")
+    # a webhook, first without a network
+    m.run("cp", "/etc/hostname", f"{inbox}/broken.jpg", user=MEMBER)
+    m.until(lambda: bool(scene.journal("PHI4D_EVENT=hook-failed")), "the webhook to fail", 60)
+    (failed,) = scene.journal("PHI4D_EVENT=hook-failed")
+    check("cannot be reached" in failed["MESSAGE"], failed["MESSAGE"])
+    check((failed["PRIORITY"], failed["PHI4D_FILE"]) == ("4", "broken.jpg"), str(failed))
+    m.run("sh", "-c", f"phi4d unit | install -D -m 644 /dev/stdin {drop_in}")
+    m.run("systemctl", "daemon-reload")
+    scene.systemctl("restart")
+    wanted = "True file.failed told/broken.jpg"
+    m.until(
+        lambda: wanted in m.ask("journalctl", "-u", "receiver", "-o", "cat", "--no-pager"),
+        "the webhook to come, signed",
+        60,
+    )
+    m.run("cp", "/samples/shapes-300x400.png", f"{inbox}/broken.jpg", user=MEMBER)
+    m.until(lambda: "failed" not in scene.states(), "the failure to be gone", PATIENCE_SECONDS)
+    for path in (own, drop_in):
+        m.path(path).unlink()
+    m.run("systemctl", "stop", "receiver")
+    m.run("systemctl", "daemon-reload")
+    scene.systemctl("restart")
+
+
 def reload(scene: Scene) -> None:
     """A new inbox by a reload: the service stays, with the same process."""
     m = scene.machine
@@ -510,6 +588,7 @@ ALL: tuple[Callable[[Scene], None], ...] = (
     private_files,
     operated_by_a_member,
     journal_fields,
+    hooks,
     reload,
     bad_reload,
     killed_under_load,
