@@ -26,8 +26,8 @@ MIRROR = os.environ.get("MIRROR", "http://deb.debian.org/debian")
 MIRROR_SECONDS = 20.0
 BOOT_SECONDS = 120.0
 PACKAGES = (
-    "systemd", "systemd-sysv", "dbus", "procps", "python3", "python3-venv", "python3-systemd",
-    "acl", "adduser", "make",
+    "systemd", "systemd-sysv", "libpam-systemd", "dbus", "procps", "python3", "python3-venv",
+    "python3-systemd", "acl", "adduser", "make",
 )  # fmt: skip
 TOOLS = {
     "debootstrap": "debootstrap",

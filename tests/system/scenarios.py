@@ -397,16 +397,17 @@ def reload(scene: Scene) -> None:
     """A new inbox by a reload: the service stays, with the same process."""
     m = scene.machine
     pid, cursor = scene.show("MainPID"), scene.now()
-    m.run("install", "-d", "-o", "phi4d", "-g", "phi4d", "-m", "2775", "/srv/phi4d/second")
+    inbox, outbox = "/srv/phi4d/second", "/srv/phi4d/second-out"
+    m.run("install", "-d", "-o", "phi4d", "-g", "phi4d", "-m", "2775", inbox, outbox)
     m.write(
         "/etc/phi4d/conf.d/60-second.toml",
-        f'[[inbox]]\npath = "/srv/phi4d/second"\noutbox = "{OUTBOX}2"\n',
+        f'[[inbox]]\npath = "{inbox}"\noutbox = "{outbox}"\n',
     )
     scene.systemctl("reload")
     # with the reload's end it is in force
     check(scene.show("MainPID") == pid, "a reload began another process")
     check(scene.show("ActiveState") == "active", f"after it: {scene.show('ActiveState')}")
-    scene.answers("digits-48k.ogg", to="/srv/phi4d/second", outbox=f"{OUTBOX}2")
+    scene.answers("digits-48k.ogg", to=inbox, outbox=outbox)
     check(scene.told_of("Reloaded", cursor), "systemd does not tell of the reload")
 
 
@@ -424,6 +425,71 @@ def bad_reload(scene: Scene) -> None:
     m.path(BAD).unlink()
     scene.systemctl("reload")
     check(scene.show("MainPID") == pid, "the good reload after it began another process")
+
+
+def folders_elsewhere(scene: Scene) -> None:
+    """Folders that the unit does not open are opened by the drop-in that `phi4d unit` prints."""
+    m = scene.machine
+    inbox, outbox = f"/home/{MEMBER}/inbox", "/data/outbox"
+    own, drop_in = (
+        "/etc/phi4d/conf.d/65-elsewhere.toml",
+        "/etc/systemd/system/phi4d.service.d/phi4d.conf",
+    )
+    m.run("chmod", "755", f"/home/{MEMBER}")
+    m.run("mkdir", inbox, user=MEMBER)
+    m.run("install", "-d", "-o", "phi4d", "-g", "phi4d", "-m", "2775", "/data", outbox)
+    m.write(own, f'[[inbox]]\nname = "elsewhere"\npath = "{inbox}"\noutbox = "{outbox}"\n')
+
+    before = m.command("phi4d", "doctor")
+    check("phi4d unit" in before.stdout, f"doctor misses no drop-in:\n{before.stdout}")
+    m.run("sh", "-c", f"phi4d unit | install -D -m 644 /dev/stdin {drop_in}")
+    m.run("systemctl", "daemon-reload")
+    scene.systemctl("restart")
+    scene.answers("shapes-640x480.jpg", "elsewhere.jpg", to=inbox, outbox=outbox)
+    after = m.command("phi4d", "doctor")
+    check("phi4d unit" not in after.stdout, f"doctor misses one still:\n{after.stdout}")
+
+    m.path(own).unlink()
+    m.path(drop_in).unlink()
+    m.run("systemctl", "daemon-reload")
+    scene.systemctl("restart")
+
+
+def of_a_user(scene: Scene) -> None:
+    """A user has a service of its own beside the system's, without root, logged in or not."""
+    m = scene.machine
+    number = m.run("id", "-u", MEMBER).strip()
+
+    def systemctl(*words: str) -> str:
+        runtime = f"XDG_RUNTIME_DIR=/run/user/{number}"
+        return m.run("env", runtime, "systemctl", "--user", *words, user=MEMBER)
+
+    m.run("loginctl", "enable-linger", MEMBER)
+    m.until(
+        lambda: m.ask("systemctl", "is-active", f"user@{number}") == "active",
+        "a systemd of the user's",
+        PATIENCE_SECONDS,
+    )
+    config = f"/home/{MEMBER}/.config/phi4d/phi4d.toml"
+    m.run("mkdir", "-p", f"/home/{MEMBER}/mine", config.rpartition("/")[0], user=MEMBER)
+    m.write(
+        config,
+        """model_path = "demo"
+state_dir = "~/.local/state/phi4d"
+runtime_dir = "~/.local/state/phi4d"
+inbox = [{ path = "~/mine", outbox = "~/answers" }]
+""",
+    )
+    systemctl("enable", "--now", "phi4d")
+    home = f"/home/{MEMBER}"
+    scene.answers("shapes-300x400.png", "mine.png", to=f"{home}/mine", outbox=f"{home}/answers")
+    told = json.loads(m.run("phi4d", "status", "--json", user=MEMBER))
+    main = systemctl("show", "phi4d", "--value", "-p", "MainPID").strip()
+    check(str(told["pid"]) == main, f"status tells of {told['pid']}, not of {main}")
+    check(scene.show("MainPID") not in ("0", main), "the system's service went")
+    systemctl("disable", "--now", "phi4d")
+    m.path(config).unlink()
+    m.run("loginctl", "disable-linger", MEMBER)
 
 
 def killed_under_load(scene: Scene) -> None:
@@ -448,6 +514,17 @@ def hung(scene: Scene) -> None:
     scene.another_process(than=pid)
     check(scene.told_of("Failed with result 'watchdog'", cursor), "it was not the watchdog")
     scene.settled("after a hang")
+
+
+def held_and_let_go(scene: Scene) -> None:
+    """A process that is stopped for shorter than the watchdog waits goes on as if nothing were."""
+    m = scene.machine
+    scene.flood()
+    pid = scene.show("MainPID")
+    # longer than the daemon ever waits by itself
+    m.run("sh", "-c", f"kill -STOP {pid}; sleep 3; kill -CONT {pid}")
+    scene.settled("after it was let go")
+    check(scene.show("MainPID") == pid, "it was replaced")
 
 
 def stopped_under_load(scene: Scene) -> None:
@@ -591,8 +668,11 @@ ALL: tuple[Callable[[Scene], None], ...] = (
     hooks,
     reload,
     bad_reload,
+    folders_elsewhere,
+    of_a_user,
     killed_under_load,
     hung,
+    held_and_let_go,
     stopped_under_load,
     crash_loop,
     bad_config,
