@@ -139,9 +139,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _stored(reader: Reader) -> dict[str, Any]:
+    cancelled: dict[str, int] = {}
+    for (inbox, _), n in reader.cancelled().items():
+        cancelled[inbox] = cancelled.get(inbox, 0) + n
     return {
         "counts": reader.counts(),
-        "cancelled": reader.cancelled(),
+        "cancelled": cancelled,
         "oldest": reader.oldest(),
         "running": [(job.display_name, device, since) for job, device, since in reader.running()],
         "paused": [(each.inbox, each.words, each.since) for each in reader.paused().values()],

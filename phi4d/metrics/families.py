@@ -37,7 +37,11 @@ _ALL = (
     _gauge("ready", "", "1 once the model is loaded and the inboxes are watched, else 0."),
     _gauge("store_readable", "", "1 if the store could be read for this scrape, else 0."),
     # jobs, from the store: they outlast the daemon
-    _gauge("jobs", "inbox kind state", "Jobs in the store."),
+    _gauge(
+        "jobs",
+        "inbox kind state",
+        "Jobs in the store; those that somebody cancelled are not among the failed.",
+    ),
     _gauge(
         "queue_age_seconds",
         "inbox",

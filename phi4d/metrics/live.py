@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,8 +47,10 @@ class Snapshot:
     watcher_age: float | None
     """seconds; None: nobody watches yet"""
     readable: bool
-    """the store could be read; if not, the next three are empty"""
+    """the store could be read; if not, the next four are empty"""
     tally: Mapping[tuple[str, Kind, State], int]
+    cancelled: Mapping[tuple[str, Kind], int]
+    """of those that failed, the ones that somebody cancelled"""
     ages: Mapping[str, float]
     """how long the longest waiting job of each inbox has waited, in seconds"""
     paused_by_operator: frozenset[str]
@@ -94,7 +97,7 @@ class Live:
         now = self.clock()
         watcher = self.watcher()
         pairs = zip(list(self.engines()), list(self.workers()), strict=False)
-        readable, tally, oldest, paused = self._read()
+        readable, tally, cancelled, oldest, paused = self._read()
         epoch = self.wall_clock()
         return Snapshot(
             numbers=self.meter.numbers(),
@@ -108,6 +111,7 @@ class Live:
             watcher_age=None if watcher is None else max(0.0, now - watcher.last_beat),
             readable=readable,
             tally=tally,
+            cancelled=cancelled,
             ages={inbox: max(0.0, epoch - since) for inbox, since in oldest.items()},
             paused_by_operator=paused,
             paused_by_surroundings=frozenset(self.pauses.reasons()),
@@ -115,12 +119,16 @@ class Live:
 
     def _read(
         self,
-    ) -> tuple[bool, dict[tuple[str, Kind, State], int], dict[str, float], frozenset[str]]:
+    ) -> tuple[
+        bool,
+        dict[tuple[str, Kind, State], int],
+        dict[tuple[str, Kind], int],
+        dict[str, float],
+        frozenset[str],
+    ]:
         try:
-            reader = Reader(self.store_path)
-            try:
-                return True, reader.tally(), reader.oldest(), frozenset(reader.paused())
-            finally:
-                reader.close()
+            with contextlib.closing(Reader(self.store_path)) as reader:
+                paused = frozenset(reader.paused())
+                return True, reader.tally(), reader.cancelled(), reader.oldest(), paused
         except (EnvironmentFault, FileNotFoundError):
-            return False, {}, {}, frozenset()
+            return False, {}, {}, {}, frozenset()

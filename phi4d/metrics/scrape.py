@@ -34,6 +34,8 @@ _FAULTS = (
     ("internal", "failed"),
     ("internal", "waits"),
 )
+_CANCELLED = "cancelled"
+_STATES = (*State, _CANCELLED)
 _ENDS = (State.DONE, State.FAILED, State.DROPPED)
 _RESTARTS = ("broken off", "died", "worn out")
 
@@ -74,12 +76,17 @@ def _of_jobs(seen: Snapshot) -> dict[str, Values]:
     numbers = seen.numbers
     pairs = [(inbox, kind) for inbox, kinds in seen.inboxes.items() for kind in kinds]
     eta = seen.eta
+    failed = {(*pair, State.FAILED): n for pair, n in seen.cancelled.items()}
     return {
         "ready": {(): bool(seen.slots)},
         "store_readable": {(): seen.readable},
         "jobs": {
-            **({(*pair, state): 0 for pair in pairs for state in State} if seen.readable else {}),
-            **seen.tally,
+            **({(*pair, state): 0 for pair in pairs for state in _STATES} if seen.readable else {}),
+            **{
+                (inbox, kind, state): n - failed.get((inbox, kind, state), 0)
+                for (inbox, kind, state), n in seen.tally.items()
+            },
+            **{(*pair, _CANCELLED): n for pair, n in seen.cancelled.items()},
         },
         "queue_age_seconds": {
             **({(inbox,): 0.0 for inbox in seen.inboxes} if seen.readable else {}),

@@ -45,8 +45,8 @@ class Reader:
         with self._readable():
             return counts(self._db, tallied=self._version >= TALLIED)
 
-    def cancelled(self) -> dict[str, int]:
-        """Number of jobs that somebody cancelled, by inbox; inboxes without are missing."""
+    def cancelled(self) -> dict[tuple[str, Kind], int]:
+        """Number of jobs that somebody cancelled, by inbox and kind."""
         with self._readable():
             return cancelled(self._db)
 
@@ -161,20 +161,19 @@ def counts(db: sqlite3.Connection, *, tallied: bool = True) -> dict[str, dict[St
     result: dict[str, dict[State, int]] = {}
     for (inbox, _, state), n in tally(db, tallied=tallied).items():
         result.setdefault(inbox, dict.fromkeys(State, 0))[state] += n
-    for inbox, n in cancelled(db).items():
+    for (inbox, _), n in cancelled(db).items():
         of_inbox = result.setdefault(inbox, dict.fromkeys(State, 0))
         of_inbox[State.FAILED] = max(0, of_inbox[State.FAILED] - n)
     return result
 
 
-def cancelled(db: sqlite3.Connection) -> dict[str, int]:
-    """Number of jobs that somebody cancelled, by inbox; inboxes without are missing."""
-    return dict(
-        db.execute(
-            "SELECT inbox, count(*) FROM job WHERE state = 'failed' AND fault IS 'operator'"
-            " GROUP BY inbox"
-        )
+def cancelled(db: sqlite3.Connection) -> dict[tuple[str, Kind], int]:
+    """Number of jobs that somebody cancelled, by inbox and kind."""
+    found = db.execute(
+        "SELECT inbox, kind, count(*) FROM job WHERE state = 'failed' AND fault IS 'operator'"
+        " GROUP BY inbox, kind"
     )
+    return {(inbox, Kind(kind)): n for inbox, kind, n in found}
 
 
 def tally(db: sqlite3.Connection, *, tallied: bool = True) -> dict[tuple[str, Kind, State], int]:

@@ -66,7 +66,7 @@ CREATE INDEX job_oldest ON job (inbox, coalesce(queued, added)) WHERE state = 'q
 """
 _FAILURES = """
 CREATE INDEX job_failure ON job (finished) WHERE state = 'failed' AND fault IS NOT 'operator';
-CREATE INDEX job_cancelled ON job (inbox, state, fault)
+CREATE INDEX job_cancelled ON job (inbox, kind, state, fault)
     WHERE state = 'failed' AND fault IS 'operator';
 """
 _INDEXES = """

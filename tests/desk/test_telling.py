@@ -160,8 +160,8 @@ def test_what_was_cancelled_is_no_failure(desk: Desk) -> None:
     for query, index in {
         "SELECT 1 FROM job WHERE state = 'failed' AND fault IS NOT 'operator'"
         " ORDER BY finished DESC LIMIT 10": "INDEX job_failure",
-        "SELECT inbox, count(*) FROM job WHERE state = 'failed' AND fault IS 'operator'"
-        " GROUP BY inbox": "COVERING INDEX job_cancelled",
+        "SELECT inbox, kind, count(*) FROM job WHERE state = 'failed' AND fault IS 'operator'"
+        " GROUP BY inbox, kind": "COVERING INDEX job_cancelled",
     }.items():
         (plan,) = desk.store._db.execute(f"EXPLAIN QUERY PLAN {query}").fetchall()
         assert index in plan[-1]

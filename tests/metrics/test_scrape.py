@@ -114,6 +114,16 @@ def test_jobs_are_the_stores(house: House, clock: Clock) -> None:
     assert seen["phi4d_jobs", "former", "image", "queued"] == 1  # configured no more
     assert seen["phi4d_queue_age_seconds", "in"] == 30
     assert seen["phi4d_queue_age_seconds", "scans"] == 0
+    assert seen["phi4d_jobs", "in", "image", "cancelled"] == 0
+
+
+def test_what_was_cancelled_is_not_among_the_failed(house: House) -> None:
+    house.store.add([arrival(1), arrival(2)])
+    house.store.fail(house.store.claim([1], "cpu")[0], "file", "is empty")
+    house.store.cancel("in", b"", "cancelled by ada")
+    seen = house.scrape()
+    assert seen["phi4d_jobs", "in", "image", "failed"] == 1
+    assert seen["phi4d_jobs", "in", "image", "cancelled"] == 1
 
 
 def test_what_may_happen_is_zero_before_it_does(house: House) -> None:
