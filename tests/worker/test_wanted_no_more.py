@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -92,7 +93,7 @@ def test_one_of_a_call_stops_and_the_others_are_answered_as_ever(
 
 def test_with_a_real_model_the_others_answers_are_the_same_to_the_letter(desk: Desk) -> None:
     # given four pictures in one call of the toy, of which one is cancelled at the third token
-    engine = Phi4Engine.load(str(demo.CHECKPOINT), name=demo.NAME)
+    engine = Phi4Engine.load(str(demo.CHECKPOINT), name=demo.NAME, threads=1)
     calls: list[int] = []
     generate = engine.generate
 
@@ -271,3 +272,59 @@ def test_what_was_cancelled_when_the_daemon_was_killed_is_not_begun_again(
         assert [job.name for job in store.recover()] == ["b.png"]
     assert standing(desk, "a.png") == ("failed", "operator", WHY)
     assert desk.store.versions("in", b"b.png")[0].state is State.QUEUED
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_is_cancelled_when_each_file_is_done_or_given_up_and_no_process_is_lost(
+    desk: Desk, pool: DecodePool, make_picture: Callable[..., Path], seed: int
+) -> None:
+    # given two slots of a device, and somebody who cancels this and that at their every step
+    names = [f"{n}.wav" if n % 10 == 0 else f"{n}.png" for n in range(50)]
+    rng, wanted_no_more = Random(seed), set[str]()
+
+    def cancel_something() -> None:
+        if rng.random() < 0.1:
+            name = rng.choice(names)
+            taken, marked = desk.store.cancel("in", os.fsencode(name), WHY, running=True)
+            if taken.count or marked:
+                wanted_no_more.add(name)
+            for worker in desk.workers:
+                worker.heed_cancels()
+
+    class Disturbed(FakeEngine):
+        def generate(
+            self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
+        ) -> list[Completion]:
+            def step() -> None:
+                cancel_something()
+                if on_step:
+                    on_step()
+
+            return super().generate(requests, on_step=step)
+
+    for name in names:
+        if name.endswith(".wav"):
+            shutil.copy(LONG, desk.inbox / name)
+        else:
+            make_picture(desk.inbox / name)
+    desk.add(*(desk.inbox / name for name in names))
+    # when all is worked off
+    workers = desk.start_all([Disturbed(tokens=20), Disturbed(tokens=20)], batch_size=8, ahead=2)
+    while desk.store.busy(["in"]):
+        workers[0].join(0.01)
+    for worker in workers:
+        worker.stop()
+        worker.join()
+    # then each file is done, with its sidecars, or was cancelled, and has none
+    assert wanted_no_more
+    states = {name: standing(desk, name)[:2] for name in names}
+    assert set(states.values()) == {("done", None), ("failed", "operator")}
+    assert {name for name, state in states.items() if state[0] == "failed"} <= wanted_no_more
+    assert written(desk) == {
+        f"{name}{suffix}"
+        for name, (state, _) in states.items()
+        if state == "done"
+        for suffix in (".txt", ".json")
+    }
+    assert [worker.error for worker in workers] == [None, None]
+    assert len(pool._idle) == 2
