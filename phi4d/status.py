@@ -6,6 +6,7 @@ import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self
 
 from phi4d.job import State
@@ -346,9 +347,15 @@ def _width(text: str) -> int:
 def _cut(text: str, columns: int) -> str:
     if _width(text) <= columns:
         return text
-    while _width(text) >= columns:
-        text = text[:-1]
-    return text + "…"
+    return _fitting(text, columns - 1) + "…"
+
+
+def _fitting(text: str, columns: int) -> str:
+    """As much of a text's beginning as fits."""
+    for n, width in enumerate(accumulate(map(_width, text))):
+        if width > columns:
+            return text[:n]
+    return text
 
 
 def _padded(text: str, columns: int, *, right: bool) -> str:
@@ -369,9 +376,7 @@ def _fold(line: str, columns: int | None) -> Iterator[str]:
             yield now
             begun = f"{margin}  {word}"
         while _width(begun) > columns:  # a name that is wider than a line
-            part = begun
-            while _width(part) > columns:
-                part = part[:-1]
+            part = _fitting(begun, columns)
             yield part
             begun = f"{margin}  {begun[len(part) :]}"
         now = begun
