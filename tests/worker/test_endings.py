@@ -225,11 +225,10 @@ class TestPutOff:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         shut = os.fsencode(desk.outbox / "shut")
-        real, refusals = atomic.write_all, [1] * 3
+        real, other = atomic.write_all, desk.outbox / "b.png.json"
 
         def write_all(folder: bytes, *args: Any) -> Any:
-            if folder == shut and refusals:
-                refusals.pop()
+            if folder == shut and not other.exists():
                 raise atomic.as_fault(PermissionError(errno.EACCES, "Permission denied"), folder)
             return real(folder, *args)
 
