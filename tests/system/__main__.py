@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -167,9 +168,12 @@ def main() -> int:
             raise machines.NoMachine(why)
         begun = time.monotonic()
         WORK.mkdir(parents=True, exist_ok=True)
-        machines.make_base(WORK / "base")
-        wheels(WORK / "wheels")
-        first, newer = packages(WORK / "packages")
+        with ThreadPoolExecutor() as pool:
+            base = pool.submit(machines.make_base, WORK / "base")
+            built = pool.submit(packages, WORK / "packages")
+            wheels(WORK / "wheels")
+            first, newer = built.result()
+            base.result()
         source(WORK / "source")
         pictures = load(WORK / "load")
         say(f"made ready in {time.monotonic() - begun:.0f} s")

@@ -13,6 +13,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SUITE = "bookworm"
+SUITES_PYTHON = (3, 11)
 MIRROR = os.environ.get("MIRROR", "http://deb.debian.org/debian")
 """where debootstrap has Debian from"""
 MIRROR_SECONDS = 20.0
@@ -55,6 +57,8 @@ def why_not() -> str:
         return "needs Linux"
     if os.geteuid() != 0:
         return "needs root, to boot a system in a folder"
+    if sys.version_info[:2] != SUITES_PYTHON:
+        return "needs a .venv of Python 3.11, for the wheels that Debian's own can use"
     missing = {tool: package for tool, package in TOOLS.items() if not shutil.which(tool)}
     if missing:
         return f"needs {', '.join(missing)}: apt install {' '.join(missing.values())}"

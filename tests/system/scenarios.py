@@ -242,8 +242,9 @@ def install(scene: Scene) -> None:
     m.run("apt-get", "install", "-y", "-q", f"/packages/{scene.package}")
     installed = time.monotonic()
     m.run("useradd", "-m", "-G", "phi4d", MEMBER)
-    # the same pictures come again and again: each is to be asked about anew
-    m.write(CONF, 'model_path = "demo"\nreuse = false\n')
+    # the same pictures come again and again: each is to be asked about anew. The toy, which does
+    # not know what they show, goes on to the last token that it is allowed
+    m.write(CONF, 'model_path = "demo"\nreuse = false\nmax_new_tokens = 128\nbatch_size = 4\n')
     m.run("phi4d", "config", "check")
     m.run("systemctl", "enable", "--now", "phi4d")
     check(scene.show("ActiveState") == "active", "systemctl start came back before READY")
