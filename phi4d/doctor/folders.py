@@ -103,7 +103,7 @@ def writable(name: str, folder: Path, key: str) -> Check:
             atomic.probe(os.fsencode(folder))
         except Phi4dError as fault:
             found, _, advice = str(fault).rpartition("; ")
-            return fail(name, found, f"{advice} ({user()})")
+            return fail(name, found, f"{advice} ({user()}{_its_owner(folder)})")
         return ok(name, f"{folder} can be written")
     parent = folder if os.path.lexists(folder) else _nearest(folder)
     if not parent.is_dir():
@@ -175,12 +175,26 @@ def disks(
 
 def user() -> str:
     """The user that this process runs as."""
+    name = _name(os.geteuid())
+    return f"user {name}" if name else f"user id {os.geteuid()}"
+
+
+def _its_owner(folder: Path) -> str:
+    """Who may be meant to run phi4d in place of this user: members of its group ask, too."""
+    owner = folder.stat().st_uid
+    name = _name(owner)
+    if not name or os.geteuid() in (0, owner):
+        return ""
+    return f"; if {name} runs phi4d, as {name}: sudo -u {name} phi4d doctor"
+
+
+def _name(uid: int) -> str:
     import pwd
 
     try:
-        return f"user {pwd.getpwuid(os.geteuid()).pw_name}"
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"user id {os.geteuid()}"
+        return ""
 
 
 def _nearest(folder: Path) -> Path:

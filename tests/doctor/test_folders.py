@@ -119,6 +119,17 @@ class TestWritable:
         assert check.found.startswith("/proc/self: cannot be written: ")
         assert folders.user() in check.advice
 
+    def test_who_is_not_the_owner_is_told_who_can_tell(self, monkeypatch) -> None:
+        # given a folder of root's that refuses a file, and somebody else who asks
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+
+        check = folders.writable("state_dir", Path("/proc/1"), "state_dir")
+
+        assert check.status is Status.FAIL
+        assert check.advice.endswith(
+            " (user id 12345; if root runs phi4d, as root: sudo -u root phi4d doctor)"
+        )
+
     def test_a_folder_that_cannot_be_made(self, tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setattr(os, "access", lambda path, mode: False)
 
