@@ -19,6 +19,7 @@ from machine import Failed, Machine
 INBOX, OUTBOX = "/srv/phi4d/inbox", "/srv/phi4d/outbox"
 STORE = "/var/lib/phi4d/jobs.sqlite3"
 CONF = "/etc/phi4d/conf.d/50-test.toml"
+THREADS = "/etc/systemd/system/phi4d.service.d/10-threads.conf"
 BAD = "/etc/phi4d/conf.d/70-bad.toml"
 DROP_IN = "/etc/systemd/system/phi4d.service.d/90-test.conf"
 KEEP = "Dpkg::Options::=--force-confold"
@@ -176,7 +177,14 @@ class Scene:
 
     def flood(self) -> None:
         """Drop the whole load, as new versions of the same files; some are then worked on."""
+        self.machine.run("phi4d", "pause", user=MEMBER)
         self.drop(*(f"/load/{name}" for name in self.load))
+        self.machine.until(
+            lambda: self.states().get("queued", 0) == len(self.load),
+            "all files to wait",
+            PATIENCE_SECONDS,
+        )
+        self.machine.run("phi4d", "resume", user=MEMBER)
 
         def under_way() -> bool:
             states = self.states()
@@ -245,6 +253,9 @@ def install(scene: Scene) -> None:
     # the same pictures come again and again: each is to be asked about anew. The toy, which does
     # not know what they show, goes on to the last token that it is allowed
     m.write(CONF, 'model_path = "demo"\nreuse = false\nmax_new_tokens = 128\nbatch_size = 4\n')
+    # torch's threads wait for each other: where others have the cores, two take far longer than one
+    m.write(THREADS, "[Service]\nEnvironment=OMP_NUM_THREADS=1\n")
+    m.run("systemctl", "daemon-reload")
     m.run("phi4d", "config", "check")
     m.run("systemctl", "enable", "--now", "phi4d")
     check(scene.show("ActiveState") == "active", "systemctl start came back before READY")
