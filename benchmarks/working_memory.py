@@ -115,7 +115,7 @@ def encode(loaded: loader.Loaded, media: Tiles | Clip) -> int:
     seen = isinstance(media, Tiles)
     token = loaded.image_id if seen else loaded.audio_id
     model = loaded.use("vision" if seen else "speech")
-    prompt = Prompt(0, [token] * media.tokens, 1, media, GREEDY)
+    prompt = Prompt([token] * media.tokens, 1, media, GREEDY)
     return measure(lambda: embed(model, [prompt], lambda: None))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from phi4d.engine.requests import Asked, Ended, Source
 from phi4d.job import Completion, Request
 from phi4d.meter import Memory
 
@@ -49,6 +50,28 @@ class Engine(Protocol):
             DeviceError: out of memory; fewer or smaller requests may do.
             DeviceLost: the device failed; the engine is of no use any more.
             ValueError: requests of different kinds.
+        """
+
+    def serve(
+        self,
+        source: Source,
+        on_result: Callable[[Asked, Ended], None],
+        *,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Answer a stream of requests, each as if it were alone; new ones join those under way.
+
+        Args:
+            source: asked before each step for which there is room for more. Once it has none and
+                all are answered, the stream ends.
+            on_result: told of each request, as soon as it has ended, its answer, or why it has
+                none: `DeviceError`, the device's memory is too small for it; `ValueError`, it is
+                none that could be answered. The others do not suffer from it.
+            on_step: called at least once a generated token; what it, or another of the three,
+                raises ends the stream.
+
+        Raises:
+            DeviceLost: the device failed; the engine is of no use any more.
         """
 
     def memory(self) -> Memory | None:

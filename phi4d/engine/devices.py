@@ -102,6 +102,16 @@ def memory(device: str) -> Memory | None:
     return Memory(size, size - free, own)
 
 
+def free_bytes(device: str) -> int:
+    """What could be allocated on a device: what nobody has, and what torch keeps without using."""
+    if device == "cpu":
+        return _main_memory(Path("/"))[1]
+    import torch
+
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
 def _main_memory(root: Path) -> tuple[int, int]:
     """Total and free bytes of main memory: what the kernel says, or less by a cgroup's limit."""
     memory = {

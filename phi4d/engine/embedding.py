@@ -1,4 +1,4 @@
-"""From prompts with media to the language model's input embeddings, as one left-padded batch.
+"""From prompts with media to the language model's input embeddings, as one right-padded batch.
 
 The towers are called here rather than by the model's own forward, so that pictures are encoded one
 by one: memory is bounded by one picture, and nothing of a batch touches another's numbers. Clips
@@ -38,8 +38,6 @@ class Clip:
 class Prompt:
     """One request made ready for the model."""
 
-    place: int
-    """its place among the requests of the call"""
     ids: list[int]
     """of the whole prompt, the media's places included"""
     limit: int
@@ -51,7 +49,7 @@ class Prompt:
 def embed(
     model: Phi4MultimodalForCausalLM, prompts: Sequence[Prompt], beat: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
-    """The embeddings of prompts of one kind, and their attention mask.
+    """The embeddings of prompts of one kind, and their lengths.
 
     Args:
         model: corrected, with the kind's adapter set.
@@ -59,7 +57,7 @@ def embed(
         beat: called after each tower's call.
 
     Returns:
-        (batch, length, hidden) padded on the left, and (batch, length): 1 where a row's prompt is.
+        (batch, length, hidden) padded on the right, and (batch,): the prompts' lengths.
 
     Raises:
         DeviceError: out of memory, or the device was lost.
@@ -67,12 +65,11 @@ def embed(
     device = str(model.device)
     length = max(len(prompt.ids) for prompt in prompts)
     ids = torch.full((len(prompts), length), model.config.pad_token_id or 0)  # any id will do
-    attend = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt.ids) :] = torch.tensor(prompt.ids)
-        attend[row, length - len(prompt.ids) :] = 1
+        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
     with device_faults(device, f"encoding {len(prompts)} prompts of {length} tokens"):
-        ids, attend = ids.to(device), attend.to(device)
+        ids = ids.to(device)
+        lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)
         embeds = model.model.embed_tokens(ids)
     if isinstance(prompts[0].media, Tiles):
         for row, prompt in enumerate(prompts):
@@ -86,7 +83,7 @@ def embed(
         with device_faults(device, f"encoding {len(prompts)} clips"):
             embeds = _with_clips(model, ids, embeds, [cast("Clip", p.media) for p in prompts])
         beat()
-    return embeds, attend
+    return embeds, lengths
 
 
 def _with_picture(

@@ -19,13 +19,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from phi4d.engine.requests import check_requests
-from phi4d.errors import DeviceError
+from phi4d.engine.requests import Asked, Ended, Source, check_requests
+from phi4d.errors import DeviceError, DeviceLost
 from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
 from phi4d.meter import Memory
 
 BEAT_S = 0.01
 """how often a call that waits at the gate beats"""
+STREAM_ROWS = 4
+"""requests of a stream that are taken at a time"""
 
 
 class FakeEngine:
@@ -139,6 +141,27 @@ class FakeEngine:
             )
             for request in requests
         ]
+
+    def serve(
+        self,
+        source: Source,
+        on_result: Callable[[Asked, Ended], None],
+        *,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Answer requests as `generate` does, one after the other, four taken at a time."""
+        while taken := source(STREAM_ROWS):
+            for asked in taken:
+                if asked.cancelled:
+                    continue
+                ended: Ended
+                try:
+                    (ended,) = self.generate([asked.request], on_step=on_step)
+                except DeviceLost:
+                    raise
+                except (DeviceError, ValueError) as error:
+                    ended = error
+                on_result(asked, ended)
 
     def memory(self) -> Memory | None:
         """What was given as such."""

@@ -25,6 +25,7 @@ from phi4d.engine.faults import device_faults, trim
 from phi4d.engine.half import widen
 from phi4d.engine.plan import Slot
 from phi4d.engine.quantize import quantized
+from phi4d.engine.seats import seated
 from phi4d.engine.skeleton import check, expected_shapes, skeleton
 from phi4d.errors import ConfigError
 
@@ -147,6 +148,7 @@ class _Filling:
             each.tie_weights()
             each.model.rotary_emb.to(self._device)
             correct(each.eval())
+            seated(each)
             if self._dtype is torch.float16:
                 widen(each)
         if self._slot.offload_bytes:

@@ -1,15 +1,12 @@
 """The Phi-4 engine: requests in, completions out, on one device.
 
 It joins what its siblings do: a checkpoint is loaded, prompts become ids, pictures become crops and
-clips features, these become embeddings, and the decoder answers. It knows no jobs or queues.
+clips features, and the loop answers. It knows no jobs or queues.
 
 What upstream does wrong is put right in several places; the letters are those of the list in
 ``docs/architecture.md``. A to C: ``corrections.py``. E: ``sampling.py``. F, the processor's lost
-chat template: ``tokens.py``. Here:
-
-- D: an answer never carries its row over 4,096 tokens, where the rotary scaling changes.
-- H: prompts above 4,096 tokens are answered apart from those below, which they would change.
-- G: a batch is all pictures or all audio.
+chat template: ``tokens.py``. G and H: ``lane.py``. Here D: an answer never carries its row over
+4,096 tokens, where the rotary scaling changes.
 """
 
 from __future__ import annotations
@@ -25,15 +22,17 @@ import torch
 
 from phi4d.engine import devices
 from phi4d.engine.checkpoint import Checkpoint, read
-from phi4d.engine.decoding import decode
-from phi4d.engine.embedding import Clip, Prompt, embed
+from phi4d.engine.embedding import Clip, Prompt
 from phi4d.engine.faults import give_back, trim
+from phi4d.engine.lane import Ticket
 from phi4d.engine.loader import Loaded, Progress, load
+from phi4d.engine.loop import Loop
 from phi4d.engine.plan import Slot
-from phi4d.engine.requests import check_requests
+from phi4d.engine.requests import Asked, Ended, Source, check_requests
+from phi4d.engine.seats import token_bytes
 from phi4d.engine.tiler import MAX_CROPS, Tiles, tile
 from phi4d.engine.tokens import Tokens
-from phi4d.errors import ConfigError
+from phi4d.errors import ConfigError, DeviceError
 from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
 from phi4d.meter import Memory
 
@@ -42,6 +41,10 @@ if TYPE_CHECKING:
 
 LEAST_SAMPLES = 400
 """the feature extractor's window, 25 ms; a shorter clip is followed by silence"""
+CACHE_SHARE = 0.6
+"""of the memory that is free, for the caches; the rest is for the towers and for reading prompts"""
+STREAM_ROWS = 32
+"""answers of a stream that are written at a time, for either kind"""
 ADAPTER = {Kind.IMAGE: "vision", Kind.AUDIO: "speech"}
 
 
@@ -167,16 +170,63 @@ class Phi4Engine:
         kind = check_requests(requests)
         beat = on_step or (lambda: None)
         with self._turn, torch.inference_mode():
-            loaded = self._loaded
-            if loaded is None:
-                raise RuntimeError(f"the engine on {self._device} is closed")
-            prompts = [self._prompt(loaded, i, request) for i, request in enumerate(requests)]
-            short = [prompt for prompt in prompts if len(prompt.ids) <= loaded.short_tokens]
-            long = [prompt for prompt in prompts if len(prompt.ids) > loaded.short_tokens]
-            answers: dict[int, list[int]] = {}
-            for group in filter(None, (short, long)):
-                answers.update(self._answer(loaded, kind, group, beat))
-        return [self._completion(prompt, answers[prompt.place]) for prompt in prompts]
+            loaded = self._ready()
+            prompts = [self._prompt(loaded, request) for request in requests]
+            loop = self._loop(loaded, len(prompts), sheds=False)
+            tickets = [loop.submit(prompt, ADAPTER[kind]) for prompt in prompts]
+            while loop.busy:
+                for ticket in loop.step(beat):
+                    if ticket.error is not None:
+                        raise ticket.error
+        return [self._completion(ticket) for ticket in tickets]
+
+    def serve(
+        self,
+        source: Source,
+        on_result: Callable[[Asked, Ended], None],
+        *,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Answer a stream of requests of any kind; see `phi4d.engine.Engine.serve`.
+
+        Raises:
+            DeviceLost: the device failed.
+            RuntimeError: the engine is closed.
+        """
+        beat = on_step or (lambda: None)
+        with self._turn, torch.inference_mode():
+            loaded = self._ready()
+            loop = self._loop(loaded, STREAM_ROWS, sheds=True)
+            going: dict[Ticket, Asked] = {}
+            while True:
+                taken = source(loop.room) if loop.room else ()
+                for asked in taken:
+                    try:
+                        kind = check_requests([asked.request])
+                        prompt = self._prompt(loaded, asked.request)
+                    except ValueError as error:
+                        on_result(asked, error)
+                    else:
+                        going[loop.submit(prompt, ADAPTER[kind])] = asked
+                for ticket, asked in going.items():
+                    if asked.cancelled:
+                        loop.cancel(ticket)
+                if not (taken or loop.busy):
+                    return
+                for ticket in loop.step(beat):
+                    self._tell(ticket, going.pop(ticket), on_result)
+
+    def _tell(
+        self, ticket: Ticket, asked: Asked, on_result: Callable[[Asked, Ended], None]
+    ) -> None:
+        if ticket.cancelled or asked.cancelled:
+            return
+        if ticket.error is None:
+            on_result(asked, self._completion(ticket))
+        elif isinstance(ticket.error, DeviceError):
+            on_result(asked, ticket.error)
+        else:  # a bug of ours is not the request's
+            raise ticket.error
 
     def close(self) -> None:
         """Give the device's memory back. Idempotent; waits for a call that is running."""
@@ -186,7 +236,12 @@ class Phi4Engine:
         give_back(self._device)
         trim()
 
-    def _prompt(self, loaded: Loaded, place: int, request: Request) -> Prompt:
+    def _ready(self) -> Loaded:
+        if self._loaded is None:
+            raise RuntimeError(f"the engine on {self._device} is closed")
+        return self._loaded
+
+    def _prompt(self, loaded: Loaded, request: Request) -> Prompt:
         media: Tiles | Clip
         if request.kind is Kind.IMAGE:
             media = tile(
@@ -202,26 +257,21 @@ class Phi4Engine:
         room = bound + 1 - len(ids)
         if room < 1:
             raise ValueError(f"a prompt of {len(ids)} tokens; the model takes {bound}")
-        return Prompt(place, ids, min(request.max_new_tokens, room), media, request.sampling)
+        return Prompt(ids, min(request.max_new_tokens, room), media, request.sampling)
 
-    def _answer(
-        self, loaded: Loaded, kind: Kind, prompts: list[Prompt], beat: Callable[[], None]
-    ) -> dict[int, list[int]]:
-        """The answers' ids by place, for prompts that may share a batch."""
-        model = loaded.use(ADAPTER[kind])
-        embeds, attend = embed(model, prompts, beat)
-        answers = decode(
-            model,
-            embeds,
-            attend,
-            prompts,
+    def _loop(self, loaded: Loaded, rows: int, *, sheds: bool) -> Loop:
+        room = CACHE_SHARE * devices.free_bytes(self._device)
+        return Loop(
+            loaded,
             stop=self._tokens.stop,
             never=self._tokens.media,
-            on_step=beat,
+            rows=rows,
+            cache_tokens=int(room / token_bytes(next(iter(loaded.models.values())))),
+            sheds=sheds,
         )
-        return {prompt.place: answer for prompt, answer in zip(prompts, answers, strict=True)}
 
-    def _completion(self, prompt: Prompt, answer: list[int]) -> Completion:
+    def _completion(self, ticket: Ticket) -> Completion:
+        prompt, answer = ticket.prompt, ticket.answer
         ended = answer[-1] in self._tokens.stop
         return Completion(
             text=self._tokens.text(answer),

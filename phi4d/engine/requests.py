@@ -1,13 +1,32 @@
-"""What every engine asks of its requests, the fake one too. No torch."""
+"""What every engine asks of its requests, and how they come in a stream. No torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from phi4d.job import Kind, Request
+from phi4d.errors import Phi4dError
+from phi4d.job import Completion, Kind, Request
+
+
+@dataclass(eq=False, slots=True)
+class Asked:
+    """A request of a stream; see `phi4d.engine.Engine.serve`."""
+
+    request: Request
+    key: object = None
+    """whatever its asker knows it by"""
+    cancelled: bool = False
+    """set by anybody, at any time: its answer is wanted no more, and nothing is told of it"""
+
+
+Source = Callable[[int], Sequence[Asked]]
+"""told how many more there is room for, gives no more than so many; none: nothing is there now"""
+Ended = Completion | Phi4dError | ValueError
+"""an answer, or why there is none"""
 
 
 def check_requests(requests: Sequence[Request]) -> Kind:

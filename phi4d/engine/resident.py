@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from phi4d import events
 from phi4d.engine import Engine
+from phi4d.engine.requests import Asked, Ended, Source
 from phi4d.errors import ConfigError, DeviceError, DeviceLost, EnvironmentFault
 from phi4d.job import Completion, Request
 from phi4d.meter import Memory
@@ -177,13 +178,35 @@ class Resident:
             EnvironmentFault: by `wake`.
             RuntimeError: it is closed.
         """
-        if self._closed:
-            raise RuntimeError(f"the engine on {self._device} is closed")
-        engine = self.wake(on_step or (lambda: None))
+        engine = self._awake(on_step)
         try:
             return engine.generate(requests, on_step=on_step)
         finally:
             self._used = self._clock()
+
+    def serve(
+        self,
+        source: Source,
+        on_result: Callable[[Asked, Ended], None],
+        *,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Answer a stream, loaded again first if need be; see `phi4d.engine.Engine.serve`.
+
+        Raises:
+            EnvironmentFault: by `wake`.
+            RuntimeError: it is closed.
+        """
+        engine = self._awake(on_step)
+        try:
+            engine.serve(source, on_result, on_step=on_step)
+        finally:
+            self._used = self._clock()
+
+    def _awake(self, on_step: Callable[[], None] | None) -> Engine:
+        if self._closed:
+            raise RuntimeError(f"the engine on {self._device} is closed")
+        return self.wake(on_step or (lambda: None))
 
     def memory(self) -> Memory | None:
         """What the device's memory holds, unloaded or not; see `phi4d.engine.Engine.memory`."""

@@ -15,9 +15,21 @@ VOCABULARY = 50
 NEVER = {7, 11}
 
 
-def chooser(*samplings, prompts=None, vocabulary=VOCABULARY, never=NEVER):
-    prompts = prompts or [[1]] * len(samplings)
-    return Chooser(samplings, prompts, never=never, vocabulary=vocabulary, device="cpu")
+class Rows:
+    """A chooser with rows that all join at the beginning, or leave."""
+
+    def __init__(self, *samplings, prompts=None, vocabulary=VOCABULARY, never=NEVER):
+        self.it = Chooser(len(samplings), never=never, vocabulary=vocabulary, device="cpu")
+        prompts = prompts or [[1]] * len(samplings)
+        for row, (sampling, prompt) in enumerate(zip(samplings, prompts, strict=True)):
+            self.it.join(row, sampling, prompt)
+        self.rows = list(range(len(samplings)))
+
+    def choose(self, logits):
+        return self.it.choose(logits, self.rows)
+
+
+chooser = Rows
 
 
 def steps(rows, count=12, seed=0):
@@ -71,7 +83,7 @@ def test_the_repetition_penalty_keeps_to_its_rows_when_one_leaves():
     logits = steps(3, 30)
     for step in logits[:6]:
         assert together.choose(step)[2] == alone.choose(step[2:])[0]
-    together.keep([2, 1])
+    together.rows = [2, 1]
     for step in logits[6:]:
         assert together.choose(step[[2, 1]])[0] == alone.choose(step[2:])[0]
 
@@ -104,7 +116,7 @@ def test_a_row_is_drawn_alone_as_in_a_batch_that_others_leave():
     ]
     together = chooser(*samplings)
     first = chosen(together, logits[:6])
-    together.keep([1, 2])
+    together.rows = [1, 2]
     rest = chosen(together, logits[6:, [1, 2]])
     assert list(zip(*first, strict=True)) == [tuple(row[:6]) for row in alone]
     assert list(zip(*rest, strict=True)) == [tuple(alone[row][6:]) for row in (1, 2)]
@@ -127,3 +139,31 @@ def test_the_penalty_comes_before_the_draw():
     for penalty, token in [(1.0, 0), (1e6, 1)]:
         it = chooser(Sampling(1.0, penalty), prompts=[[0]], vocabulary=2, never=())
         assert int(it.choose(logits)) == token
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 1.5, seed=4)])
+def test_who_takes_a_row_that_another_had_is_answered_as_alone(sampling):
+    # given a row with a past of its own
+    it = chooser(Sampling(1.0, 3.0, seed=9), GREEDY, prompts=[range(30), [2]])
+    chosen(it, steps(2))
+    # when another joins there, in the midst of the other row's answer
+    it.it.join(0, sampling, [3])
+    logits = steps(2, seed=1)
+    # then it is as if it had always been alone
+    alone = chooser(sampling, prompts=[[3]])
+    assert [row[0] for row in chosen(it, logits)] == [
+        token for (token,) in chosen(alone, logits[:, :1])
+    ]
+
+
+def test_a_step_that_failed_can_be_done_again(monkeypatch):
+    samplings = (Sampling(1.0, seed=1), Sampling(0.7, 1.4, seed=2))
+    logits = steps(2)
+    expected = chosen(chooser(*samplings), logits)
+    it = chooser(*samplings)
+    first = chosen(it, logits[:3])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "argmax", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            it.choose(logits[3])
+    assert first + chosen(it, logits[3:]) == expected

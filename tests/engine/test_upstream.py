@@ -26,7 +26,7 @@ from enginekit import (
 )
 from transformers import Phi4MultimodalForCausalLM
 
-from phi4d.engine import phi4
+from phi4d.engine import lane
 from phi4d.engine.tiler import tile
 from phi4d.job import FinishReason, Kind, Request, Sampling
 
@@ -145,13 +145,13 @@ def test_f_avoided_the_prompt_is_the_processors_by_the_template(
     engine, processor, monkeypatch, media
 ):
     kind = Kind.IMAGE if media.ndim == 3 else Kind.AUDIO
-    prompts, embed = [], phi4.embed
+    prompts, embed = [], lane.embed
 
     def spy(model, given, beat):
         prompts.extend(given)
         return embed(model, given, beat)
 
-    monkeypatch.setattr(phi4, "embed", spy)
+    monkeypatch.setattr(lane, "embed", spy)
     engine.generate([Request(kind, DESCRIBE, media, max_new_tokens=1)])
     assert [prompt.ids for prompt in prompts] == [processor["ids"][kind]]
 
@@ -185,7 +185,7 @@ def test_h_upstream_lets_a_long_row_change_the_rotary_scaling_of_short_ones(upst
     alone, _ = rotate(x, positions[None, :100])
     beside, _ = rotate(x, positions[None])
     apart = float((alone - beside[:, :100]).abs().max())
-    assert apart > 1e-2, mended("H", "the two groups of prompts in `Phi4Engine.generate`")
+    assert apart > 1e-2, mended("H", "the lanes of longer prompts in `Loop`")
 
 
 def test_h_upstreams_step_lies_above_4096_tokens(upstream):

@@ -1,0 +1,233 @@
+"""A lane: the requests that may share a batch, those who wait and those whose answers are written.
+
+Pictures and recordings have lanes of their own (fault G), and so have prompts on either side of
+4,096 tokens (fault H). A lane does what `phi4d.engine.loop` decides: it opens its cache, lets
+requests in, and goes one token on. What it does to the device it does whole or, as far as anybody
+can see, not at all: a step that failed can be done again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from phi4d.engine.decoding import go_on, read_prompts
+from phi4d.engine.embedding import Prompt, embed
+from phi4d.engine.faults import device_faults
+from phi4d.engine.loader import Loaded
+from phi4d.engine.sampling import Chooser
+from phi4d.engine.seats import SPAN, Filling, Going, Seats, stretches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request in the loop, and what becomes of it."""
+
+    prompt: Prompt
+    adapter: str
+    number: int
+    """in order of arrival"""
+    answer: list[int] = field(default_factory=list)
+    """its tokens, the one that ended it included; all of them once it has ended"""
+    error: Exception | None = None
+    """why there is no answer"""
+    cancelled: bool = False
+    """nobody wants its answer any more"""
+    ended: bool = False
+    """it was answered, failed, or was cancelled"""
+    seat: int | None = None
+    chosen: int = 0
+    """tokens that were chosen, a few of which may not be known here yet"""
+
+    @property
+    def needs(self) -> int:
+        """The places that it takes in the cache; the last token is not fed back."""
+        return len(self.prompt.ids) + self.prompt.limit - 1
+
+    def forget(self) -> None:
+        """Begin again from the prompt."""
+        self.answer = []
+        self.chosen = 0
+
+
+class Chosen:
+    """Tokens on their way from the device: looking at them waits, having them brought does not."""
+
+    def __init__(self, tickets: Sequence[Ticket], tokens: Tensor) -> None:
+        self.tickets = tickets
+        self._tokens, self._there = tokens, None
+        if tokens.is_cuda:
+            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there.record(torch.cuda.current_stream(tokens.device))
+
+    def tokens(self) -> list[int]:
+        """One for each ticket."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._tokens.tolist()
+
+
+class Lane:
+    """One adapter's requests on one side of 4,096 tokens.
+
+    Args:
+        loaded: the model.
+        adapter: ``vision`` or ``speech``.
+        never: ids that are not to be answered.
+
+    Attributes:
+        waiting: in order of arrival.
+        running: by seat.
+        most: rows at a time that memory has been enough for; None: any.
+    """
+
+    def __init__(self, loaded: Loaded, adapter: str, never: Collection[int]) -> None:
+        self._loaded = loaded
+        self._adapter = adapter
+        self._never = never
+        self._model = loaded.models[adapter]
+        self._device = str(self._model.device)
+        self._seats: Seats | None = None
+        self._batch: tuple[Tensor, list[tuple[int, int, int]]] | None = None
+        self.waiting: deque[Ticket] = deque()
+        self.running: dict[int, Ticket] = {}
+        self.most: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The most tokens of a prompt with its answer; 0 while there is no cache."""
+        return self._seats.length if self._seats else 0
+
+    @property
+    def tokens(self) -> int:
+        """What the cache holds room for in all."""
+        return self._seats.length * self._seats.count if self._seats else 0
+
+    @property
+    def free(self) -> int:
+        """How many requests may be let in."""
+        free = self._seats.free if self._seats else 0
+        return free if self.most is None else min(free, self.most - len(self.running))
+
+    def open(self, count: int, length: int) -> None:
+        """Have a cache; nothing may be running.
+
+        Args:
+            count: rows.
+            length: tokens of each.
+
+        Raises:
+            DeviceError: out of memory.
+        """
+        self.close()
+        with device_faults(self._device, f"making room for {count} answers of {length} tokens"):
+            self._seats = Seats(self._model, count, length)
+            self._chooser = Chooser(
+                count,
+                never=self._never,
+                vocabulary=self._model.config.vocab_size,
+                device=self._device,
+            )
+            self._tokens = torch.zeros(count, dtype=torch.int64, device=self._device)
+            self._positions = torch.zeros_like(self._tokens)
+
+    def close(self) -> None:
+        """Have no cache; nothing may be running."""
+        self._seats = self._batch = None
+
+    def admit(self, tickets: Sequence[Ticket], beat: Callable[[], None]) -> Chosen:
+        """Read prompts, and choose the first tokens of their answers.
+
+        Args:
+            tickets: of this lane, no more than `free`.
+            beat: called after each tower's work.
+
+        Raises:
+            DeviceError: out of memory; nothing has changed.
+        """
+        seats = self._open_seats()
+        taken = [seats.take() for _ in tickets]
+        try:
+            prompts = [ticket.prompt for ticket in tickets]
+            embeds, lengths = embed(self._loaded.use(self._adapter), prompts, beat)
+            doing = f"reading {len(prompts)} prompts of {embeds.shape[1]} tokens"
+            with device_faults(self._device, doing):
+                index = to_device(taken, self._device)
+                for seat, ticket in zip(taken, tickets, strict=True):
+                    seats.clear(seat, embeds.shape[1], ticket.needs)
+                    self._chooser.join(seat, ticket.prompt.sampling, ticket.prompt.ids)
+                logits = read_prompts(self._model, embeds, lengths, Filling(seats, index))
+                tokens = self._chooser.choose(logits, taken, index)
+                self._tokens[index] = tokens
+                self._positions[index] = lengths
+        except BaseException:
+            for seat in taken:
+                seats.leave(seat)
+            raise
+        self._batch = None
+        for seat, ticket in zip(taken, tickets, strict=True):
+            ticket.seat = seat
+            self.running[seat] = ticket
+        return self._chosen(tickets, tokens)
+
+    def go_on(self) -> Chosen:
+        """Choose the next token of each answer that is being written.
+
+        Raises:
+            DeviceError: out of memory; the same may be tried again.
+        """
+        seats = self._open_seats()
+        rows = sorted(self.running)
+        tickets = [self.running[row] for row in rows]
+        longest = max(len(ticket.prompt.ids) + ticket.chosen - 1 for ticket in tickets)
+        with device_faults(self._device, f"answering {len(rows)} requests"):
+            if self._batch is None:
+                self._batch = to_device(rows, self._device), stretches(rows)
+            index, runs = self._batch
+            positions = self._positions[index]
+            going = Going.at(seats, index, runs, positions, longest)
+            logits = go_on(self._loaded.use(self._adapter), self._tokens[index], going)
+            tokens = self._chooser.choose(logits, rows, index)
+            self._tokens[index] = tokens
+            self._positions[index] = positions + 1
+        return self._chosen(tickets, tokens)
+
+    def leave(self, ticket: Ticket) -> None:
+        """A request needs its seat no more, if it has one."""
+        if ticket.seat is not None:
+            del self.running[ticket.seat]
+            self._open_seats().leave(ticket.seat)
+            ticket.seat = self._batch = None
+
+    def _chosen(self, tickets: Sequence[Ticket], tokens: Tensor) -> Chosen:
+        """Who has as many tokens as are allowed leaves at once: that wants no look at them."""
+        for ticket in tickets:
+            ticket.chosen += 1
+            if ticket.chosen == ticket.prompt.limit:
+                self.leave(ticket)
+        return Chosen(tickets, tokens)
+
+    def _open_seats(self) -> Seats:
+        if self._seats is None:
+            raise RuntimeError("the lane has no cache")
+        return self._seats
+
+
+def to_device(numbers: Sequence[int], device: str) -> Tensor:
+    """Numbers on a device, without waiting for what it does."""
+    here = torch.tensor(numbers, pin_memory=device.startswith("cuda"))
+    return here.to(device, non_blocking=True)
+
+
+def rounded(length: int) -> int:
+    """A length for seats: whole spans."""
+    return -(-length // SPAN) * SPAN

@@ -1,0 +1,283 @@
+"""The decode loop: requests come at any time, each is answered as if it were alone.
+
+A step lets in whom there is a seat for, as many prompt tokens as may keep the others waiting, and
+then goes one token on with all who are running, lane by lane. Tokens are looked at a step late
+where looking would make the device wait: a row that has ended is then gone on with once in vain.
+
+Who waits longest comes first. Where memory is too small for its lane, no other lane lets anybody in
+until there is enough. What fails, fails alone: its seat is free again, the others' tokens are what
+they would have been.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+
+import torch
+
+from phi4d.engine.embedding import Prompt
+from phi4d.engine.grouping import alike
+from phi4d.engine.lane import Chosen, Lane, Ticket, rounded
+from phi4d.engine.loader import Loaded
+from phi4d.errors import DeviceError, DeviceLost
+
+PROMPT_TOKENS = 4096
+"""read in one step, at most, or one prompt: some 40 ms of an H200, some answers' next token"""
+
+
+class Loop:
+    """Answers requests on one device.
+
+    Any thread may `submit` and `cancel`; one and the same calls `step`.
+
+    Args:
+        loaded: the model.
+        stop: ids that end an answer.
+        never: ids that are not to be answered.
+        rows: answers that are written at a time, in each lane at most.
+        cache_tokens: that there is memory for in the caches; one request is let in in any case.
+        prompt_tokens: read in one step, at most, or one prompt.
+        late: look at tokens a step late; None: on a GPU.
+        sheds: too little memory for all who are running makes the younger half wait; if not, they
+            all fail, so that the caller may ask for less.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        stop: Collection[int],
+        never: Collection[int],
+        rows: int,
+        cache_tokens: int,
+        prompt_tokens: int = PROMPT_TOKENS,
+        late: bool | None = None,
+        sheds: bool = True,
+    ) -> None:
+        self._loaded = loaded
+        self._stop = frozenset(stop)
+        self._never = never
+        self._rows = rows
+        self._cache_tokens = cache_tokens
+        self._prompt_tokens = prompt_tokens
+        on_cpu = next(iter(loaded.models.values())).device.type == "cpu"
+        self._late = not on_cpu if late is None else late
+        self._sheds = sheds
+        self._numbers = itertools.count()
+        self._lanes: dict[tuple[str, bool], Lane] = {}
+        self._unread: deque[tuple[Lane, Chosen]] = deque()
+        self._new = 0
+        """of these, those of this step"""
+        self._ended: list[Ticket] = []
+        self._raised: BaseException | None = None
+        self._lock = threading.Lock()
+        self._submitted: deque[Ticket] = deque()
+        self._cancelled: deque[Ticket] = deque()
+
+    def submit(self, prompt: Prompt, adapter: str) -> Ticket:
+        """Have a request answered; `step` returns its ticket when it has ended."""
+        with self._lock:
+            ticket = Ticket(prompt, adapter, next(self._numbers))
+            self._submitted.append(ticket)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """A request is wanted no more; its ticket ends at the next step, if it has not before."""
+        with self._lock:
+            self._cancelled.append(ticket)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do in a step."""
+        with self._lock:
+            coming = bool(self._submitted or self._cancelled)
+        lanes = any(lane.waiting or lane.running for lane in self._lanes.values())
+        return coming or lanes or bool(self._unread or self._ended)
+
+    @property
+    def room(self) -> int:
+        """How many requests more would keep the rows busy, without one that waits for long."""
+        with self._lock:
+            here = len(self._submitted)
+        lanes = self._lanes.values()
+        waiting = sum(len(lane.waiting) for lane in lanes)
+        running = sum(len(lane.running) for lane in lanes)
+        return max(0, self._rows - running - waiting - here)
+
+    @torch.inference_mode()
+    def step(self, beat: Callable[[], None]) -> list[Ticket]:
+        """Go on with all requests.
+
+        Args:
+            beat: called after each tower's work, after prompts were read, and after each token;
+                what it raises ends the step, after which the loop is of no use.
+
+        Returns:
+            The tickets that have ended, answered or not.
+
+        Raises:
+            DeviceLost: the device failed.
+        """
+        self._take_in()
+        self._new = 0
+
+        def beating() -> None:
+            try:
+                beat()
+            except BaseException as error:
+                self._raised = error
+                raise
+
+        self._admit(beating)
+        for lane in list(self._lanes.values()):
+            if lane.running:
+                self._go_on(lane)
+                beating()
+        goes_on = any(lane.running for lane in self._lanes.values())
+        self._look(self._new if goes_on and self._late else 0)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _take_in(self) -> None:
+        with self._lock:
+            submitted, self._submitted = self._submitted, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+        for ticket in submitted:
+            long = len(ticket.prompt.ids) > self._loaded.short_tokens
+            self._lane(ticket.adapter, long=long).waiting.append(ticket)
+        for ticket in cancelled:
+            if not ticket.ended:
+                ticket.cancelled = True
+                self._end(ticket)
+
+    def _lane(self, adapter: str, *, long: bool) -> Lane:
+        key = adapter, long
+        if key not in self._lanes:
+            self._lanes[key] = Lane(self._loaded, adapter, self._never)
+        return self._lanes[key]
+
+    def _admit(self, beat: Callable[[], None]) -> None:
+        budget = self._prompt_tokens
+        while budget > 0 and (lane := self._next()) is not None:
+            fit = [ticket for ticket in lane.waiting if ticket.needs <= lane.length]
+            lengths = [len(ticket.prompt.ids) for ticket in fit]
+            group = [fit[i] for i in alike(lengths, tokens=budget, rows=lane.free)]
+            budget -= len(group) * max(len(ticket.prompt.ids) for ticket in group)
+            for ticket in group:
+                lane.waiting.remove(ticket)
+            self._read(lane, group, beat)
+
+    def _next(self) -> Lane | None:
+        """The lane whose first request is to be let in now: who waits longest, if there is room."""
+        waiting = [lane for lane in self._lanes.values() if lane.waiting]
+        for lane in sorted(waiting, key=lambda lane: lane.waiting[0].number):
+            fits = lane.waiting[0].needs <= lane.length
+            if fits and lane.free > 0:
+                return lane
+            if lane.running:
+                continue  # it is full, or runs out until it can have a longer cache
+            if not self._open(lane):
+                return None
+            if lane.waiting:
+                return lane
+        return None
+
+    def _open(self, lane: Lane) -> bool:
+        """Give a lane that has nothing running a cache; whether there was room for any."""
+        others = [other for other in self._lanes.values() if other is not lane]
+        lane.close()
+        for other in others:
+            if not other.running:
+                other.close()
+        room = self._cache_tokens - sum(other.tokens for other in others)
+        length = rounded(max(ticket.needs for ticket in lane.waiting))
+        if length > room:
+            length = rounded(lane.waiting[0].needs)
+        count = min(self._rows, room // length)
+        if count < 1:
+            if any(other.running for other in others):
+                return False
+            count = 1
+        while True:
+            try:
+                lane.open(count, length)
+            except DeviceLost:
+                raise
+            except DeviceError as error:
+                lane.close()
+                if count == 1 or not self._sheds:
+                    self._fail(lane.waiting[0], error)
+                    return True
+                count //= 2
+            else:
+                return True
+
+    def _read(self, lane: Lane, group: list[Ticket], beat: Callable[[], None]) -> None:
+        """Let requests in; one that cannot be read does not keep the others of its group out."""
+        try:
+            chosen = lane.admit(group, beat)
+        except DeviceLost:
+            raise
+        except Exception as error:
+            if error is self._raised:
+                raise
+            if len(group) == 1 or (isinstance(error, DeviceError) and not self._sheds):
+                for ticket in group:
+                    self._fail(ticket, error)
+                return
+        else:
+            self._add(lane, chosen)
+            beat()
+            return
+        for ticket in group:
+            self._read(lane, [ticket], beat)
+
+    def _go_on(self, lane: Lane) -> None:
+        try:
+            self._add(lane, lane.go_on())
+        except DeviceLost:
+            raise
+        except Exception as error:
+            self._look(0)
+            running = sorted(lane.running.values(), key=lambda ticket: ticket.number)
+            if not isinstance(error, DeviceError) or not self._sheds or len(running) == 1:
+                for ticket in running:
+                    self._fail(ticket, error)
+                return
+            lane.most = (len(running) + 1) // 2
+            for ticket in reversed(running[lane.most :]):
+                lane.leave(ticket)
+                ticket.forget()
+                lane.waiting.appendleft(ticket)
+
+    def _add(self, lane: Lane, chosen: Chosen) -> None:
+        self._unread.append((lane, chosen))
+        self._new += 1
+
+    def _look(self, unread: int) -> None:
+        """Look at tokens, up to the last so many choices."""
+        while len(self._unread) > unread:
+            lane, chosen = self._unread.popleft()
+            for ticket, token in zip(chosen.tickets, chosen.tokens(), strict=True):
+                if ticket.ended:
+                    continue
+                ticket.answer.append(token)
+                if token in self._stop or len(ticket.answer) == ticket.prompt.limit:
+                    lane.leave(ticket)
+                    self._end(ticket)
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        # without its frames: they hold tensors of the call that failed
+        ticket.error = error.with_traceback(None) if isinstance(error, DeviceError) else error
+        self._end(ticket)
+
+    def _end(self, ticket: Ticket) -> None:
+        lane = self._lane(ticket.adapter, long=len(ticket.prompt.ids) > self._loaded.short_tokens)
+        lane.leave(ticket)
+        if ticket in lane.waiting:
+            lane.waiting.remove(ticket)
+        ticket.ended = True
+        self._ended.append(ticket)

@@ -1,0 +1,227 @@
+"""The key and value cache: a seat for each answer that is being written.
+
+All seats of a cache are equally long, in tensors that are allocated once. A request that comes
+takes a seat, one that has ended leaves it: of the others nothing is moved or touched. A seat is
+filled from its beginning, so nothing is padded on the left, and a step looks only as far as its
+longest row.
+
+A cache is what transformers' attention is given as such: `Filling` while prompts are read, `Going`
+for a step of one token a row, in which `SeatedAttention` reads keys and values where they lie.
+"""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.nn import functional
+from transformers.models.phi4_multimodal import modeling_phi4_multimodal as upstream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Phi4MultimodalForCausalLM
+
+SPAN = 64
+"""tokens; a step looks at a multiple of it, so that there are few shapes"""
+
+
+class Seats:
+    """The cache of a model.
+
+    Args:
+        model: whose layers it is for.
+        count: how many answers may be written at a time.
+        length: the most tokens of a prompt with its answer.
+    """
+
+    def __init__(self, model: Phi4MultimodalForCausalLM, count: int, length: int) -> None:
+        self.count = count
+        self.length = length
+        shape = (count, _key_heads(model), length, _head_size(model))
+        like = {"dtype": model.model.embed_tokens.weight.dtype, "device": model.device}
+        # zeros: what is masked out must be a number all the same, or it would spoil the sum
+        self.keys = [torch.zeros(shape, **like) for _ in model.model.layers]
+        self.values = [torch.zeros(shape, **like) for _ in model.model.layers]
+        self._free = list(range(count))
+        self._written = [0] * count
+
+    @property
+    def free(self) -> int:
+        """How many seats are not taken."""
+        return len(self._free)
+
+    def take(self) -> int:
+        """A free seat, the lowest: rows that lie side by side are read in one go."""
+        return heapq.heappop(self._free)
+
+    def leave(self, seat: int) -> None:
+        """Nobody needs what is in a seat any more."""
+        if seat in self._free:
+            raise ValueError(f"seat {seat} is free already")
+        heapq.heappush(self._free, seat)
+
+    def clear(self, seat: int, begin: int, end: int) -> None:
+        """Prepare a seat for a row: what earlier rows left beyond its prompt may be no numbers.
+
+        Args:
+            seat: that was taken.
+            begin: where the prompt ends, with its padding.
+            end: where its answer will, at most.
+        """
+        if self._written[seat] > begin:
+            for tensor in (*self.keys, *self.values):
+                tensor[seat, :, begin : self._written[seat]] = 0
+        self._written[seat] = max(begin, end)
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """The cache while prompts are read, which begin at the beginning."""
+
+    seats: Seats
+    rows: Tensor
+    """(batch,) the seats of the rows"""
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Keep (batch, heads, length, size) of a layer; there is nothing before them to add."""
+        length = keys.shape[2]
+        self.seats.keys[layer][self.rows, :, :length] = keys
+        self.seats.values[layer][self.rows, :, :length] = values
+        return keys, values
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """The cache for a step of one token a row."""
+
+    seats: Seats
+    rows: Tensor
+    """(batch,) the seats of the rows, ascending"""
+    runs: Sequence[tuple[int, int, int]]
+    """the same as stretches of neighbours: first and last row (exclusive), and the first's seat"""
+    positions: Tensor
+    """(batch,) where each row's token stands"""
+    mask: Tensor
+    """(batch, 1, 1, span) to add to the scores: 0 up to a row's token, minus infinity beyond"""
+
+    @classmethod
+    def at(
+        cls,
+        seats: Seats,
+        rows: Tensor,
+        runs: Sequence[tuple[int, int, int]],
+        positions: Tensor,
+        longest: int,
+    ) -> Going:
+        """A step.
+
+        Args:
+            seats: the cache.
+            rows: see `Going.rows`.
+            runs: see `stretches`.
+            positions: see `Going.positions`.
+            longest: of the positions, which are on the device, no less than the largest.
+        """
+        span = min(seats.length, -(-(longest + 1) // SPAN) * SPAN)
+        beyond = torch.arange(span, device=rows.device) > positions[:, None]
+        mask = torch.zeros(beyond.shape, dtype=seats.keys[0].dtype, device=rows.device)
+        mask.masked_fill_(beyond, -torch.inf)
+        return cls(seats, rows, runs, positions, mask[:, None, None])
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Keep the keys and values of the tokens, and let these attend to all of their rows.
+
+        The query heads that share a key head are given as so many positions of one head, so that
+        no key is copied for each of them.
+
+        Args:
+            layer: its number.
+            query: (batch, heads, 1, size).
+            key: (batch, key heads, 1, size).
+            value: the same.
+            scale: of the scores.
+
+        Returns:
+            (batch, 1, heads x size).
+        """
+        keys, values = self.seats.keys[layer], self.seats.values[layer]
+        keys[self.rows, :, self.positions] = key[:, :, 0]
+        values[self.rows, :, self.positions] = value[:, :, 0]
+        batch, heads, size = key.shape[0], key.shape[1], key.shape[3]
+        query = query.reshape(batch, heads, -1, size)
+        span = self.mask.shape[-1]
+        made = [
+            functional.scaled_dot_product_attention(
+                query[begin:end],
+                keys[seat : seat + end - begin, :, :span],
+                values[seat : seat + end - begin, :, :span],
+                attn_mask=self.mask[begin:end],
+                scale=scale,
+            )
+            for begin, end, seat in self.runs
+        ]
+        out = made[0] if len(made) == 1 else torch.cat(made)
+        return out.reshape(batch, 1, -1)
+
+
+class SeatedAttention(upstream.Phi4MultimodalAttention):
+    """The upstream layer; for a step of `Going` it reads the cache where it lies."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As upstream's; its caches have one name up to transformers 5.23, another since."""
+        going = kwargs.get("cache", kwargs.get("past_key_values"))
+        if not isinstance(going, Going):
+            return super().forward(*args, **kwargs)
+        hidden: Tensor = kwargs["hidden_states"]
+        cos, sin = kwargs["position_embeddings"]
+        batch, size = hidden.shape[0], self.head_dim
+        key_width = cast("int", self.num_key_value_heads) * size
+        widths = [self.num_key_value_groups * key_width, key_width, key_width]
+        query, key, value = (
+            part.view(batch, 1, -1, size).transpose(1, 2)
+            for part in self.qkv_proj(hidden).split(widths, dim=-1)
+        )
+        query, key = upstream.apply_rotary_pos_emb(query, key, cos, sin)
+        out = going.attend(cast("int", self.layer_idx), query, key, value, self.scaling)
+        return self.o_proj(out), None
+
+
+def seated(model: Phi4MultimodalForCausalLM) -> None:
+    """Have a model's layers know `Going`, in place; with any other cache nothing changes."""
+    for layer in list(model.model.layers):
+        layer.self_attn.__class__ = SeatedAttention
+
+
+def cache_argument(model: Phi4MultimodalForCausalLM) -> str:
+    """What layers call the cache; transformers 5.24 renamed it, and warns of the old name."""
+    known = inspect.signature(type(model.model.layers[0]).forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
+def stretches(rows: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Ascending seats as stretches of neighbours, see `Going.runs`: 0, 1, 4 are two."""
+    cuts = [i for i in range(1, len(rows)) if rows[i] != rows[i - 1] + 1]
+    return [
+        (begin, end, rows[begin]) for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True)
+    ]
+
+
+def token_bytes(model: Phi4MultimodalForCausalLM) -> int:
+    """What a token takes in the cache."""
+    numbers = 2 * len(model.model.layers) * _key_heads(model) * _head_size(model)
+    return int(numbers * model.model.embed_tokens.weight.element_size())
+
+
+def _key_heads(model: Phi4MultimodalForCausalLM) -> int:
+    return cast("int", model.config.num_key_value_heads)
+
+
+def _head_size(model: Phi4MultimodalForCausalLM) -> int:
+    layer = cast("Any", model.model.layers[0])
+    return cast("int", layer.self_attn.head_dim)
