@@ -61,9 +61,8 @@ def test_room_to_work_in_goes_with_the_number_format_and_the_size_of_the_model()
     small = Size(*(count // 100 for count in (10**9, 10**9, 10**9, 10**9, 10**9)), 655)
 
     assert float32 - context == pytest.approx(2 * (bfloat16 - context), abs=2)
-    # the feed-forward product, 8192 numbers a token, is kept in float32 in float16 alone
-    assert float16 - bfloat16 > 9_585 * 8_192 * 4
-    assert float16 < float32
+    # what is kept in float32 in float16 is more than what the image tower wants
+    assert bfloat16 < float16 < float32
     assert context < room(small, "bfloat16") < context + 50_000_000
 
 
