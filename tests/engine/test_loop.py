@@ -85,8 +85,8 @@ class Pool:
 def pool(engine):
     requests = [clip(seconds, seed) for seed, seconds in enumerate((0.4, 1.0, 1.1, 3.0, 9.0))]
     requests += [
-        dataclasses.replace(clip(1.2, 7), sampling=Sampling(1.2, seed=3)),
-        dataclasses.replace(clip(2.0, 8), sampling=Sampling(0.8, 1.3, seed=4)),
+        dataclasses.replace(clip(1.2, 7), sampling=Sampling(4.0, seed=3)),
+        dataclasses.replace(clip(2.0, 8), sampling=Sampling(2.5, 1.3, seed=4)),
         dataclasses.replace(clip(1.5, 9), sampling=Sampling(repetition_penalty=2.0)),
         noise(5, 5),
     ]
