@@ -24,8 +24,8 @@ from phi4d.engine.lane import Chosen, Lane, Ticket, rounded
 from phi4d.engine.loader import Loaded
 from phi4d.errors import DeviceError, DeviceLost
 
-PROMPT_TOKENS = 4096
-"""read in one step, at most, or one prompt: some 40 ms of an H200, some answers' next token"""
+PROMPT_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""read in one step, at most, or one prompt: so long the others wait for their next token"""
 
 
 class Loop:
@@ -39,7 +39,7 @@ class Loop:
         never: ids that are not to be answered.
         rows: answers that are written at a time, in each lane at most.
         cache_tokens: that there is memory for in the caches; one request is let in in any case.
-        prompt_tokens: read in one step, at most, or one prompt.
+        prompt_tokens: read in one step, at most, or one prompt; None: `PROMPT_TOKENS`.
         late: look at tokens a step late; None: on a GPU.
         sheds: too little memory for all who are running makes the younger half wait; if not, they
             all fail, so that the caller may ask for less.
@@ -53,7 +53,7 @@ class Loop:
         never: Collection[int],
         rows: int,
         cache_tokens: int,
-        prompt_tokens: int = PROMPT_TOKENS,
+        prompt_tokens: int | None = None,
         late: bool | None = None,
         sheds: bool = True,
     ) -> None:
@@ -62,9 +62,9 @@ class Loop:
         self._never = never
         self._rows = rows
         self._cache_tokens = cache_tokens
-        self._prompt_tokens = prompt_tokens
-        on_cpu = next(iter(loaded.models.values())).device.type == "cpu"
-        self._late = not on_cpu if late is None else late
+        device = next(iter(loaded.models.values())).device.type
+        self._prompt_tokens = prompt_tokens or PROMPT_TOKENS[device]
+        self._late = device != "cpu" if late is None else late
         self._sheds = sheds
         self._numbers = itertools.count()
         self._lanes: dict[tuple[str, bool], Lane] = {}

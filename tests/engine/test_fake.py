@@ -8,7 +8,8 @@ import pytest
 
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
-from phi4d.errors import DeviceError, Stopped
+from phi4d.engine.requests import Asked
+from phi4d.errors import DeviceError, DeviceLost, Stopped
 from phi4d.job import Kind, Request, Sampling
 
 PICTURE = Request(Kind.IMAGE, "Describe.", np.zeros((480, 640, 3), np.uint8))
@@ -158,3 +159,29 @@ def test_refuses_what_the_real_engine_refuses(requests, said):
     with pytest.raises(ValueError, match=said):
         engine.generate(requests)
     assert not engine.calls
+
+
+def test_a_stream_is_answered_as_by_the_real_engine():
+    # given a request that does not fit, one that is none, one that is wanted no more
+    full = DeviceError("cpu: out of memory")
+    engine = FakeEngine(failures={2: full})
+    odd = Request(Kind.AUDIO, "", np.zeros(9))
+    coming = [Asked(PICTURE), Asked(CLIP), Asked(odd), Asked(CLIP, cancelled=True), Asked(CLIP)]
+    told = []
+    # when it is served
+    engine.serve(
+        lambda room: [coming.pop(0) for _ in range(min(room, len(coming)))],
+        lambda asked, ended: told.append((asked.request, ended)),
+    )
+    # then each that is wanted is told of, and the others are answered
+    assert [request for request, _ in told] == [PICTURE, CLIP, odd, CLIP]
+    assert told[0][1].text == "picture 640x480: Describe."
+    assert told[1][1] is full
+    assert isinstance(told[2][1], ValueError)
+    assert told[3][1].text == "audio 3.2 s: Transcribe."
+
+
+def test_a_device_that_is_lost_ends_a_stream():
+    engine = FakeEngine(failures={1: DeviceLost("cpu: lost")})
+    with pytest.raises(DeviceLost):
+        engine.serve(lambda _: [Asked(CLIP)], lambda *_: None)

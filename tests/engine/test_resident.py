@@ -11,6 +11,7 @@ from kit import Clock
 
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
+from phi4d.engine.requests import Asked, Ended
 from phi4d.engine.resident import Resident, words
 from phi4d.errors import ConfigError, DeviceError, DeviceLost, EnvironmentFault, Stopped
 from phi4d.job import Kind, Request
@@ -179,3 +180,29 @@ def test_once_closed_it_loads_nothing(
         engine.generate([REQUEST])
     assert loads.made == []
     assert not engine.rest()
+
+
+def test_a_stream_loads_it_again_and_counts_as_use(engine: Resident, clock: Clock) -> None:
+    # given an engine that was unloaded
+    unload(engine, clock)
+    coming = [[Asked(REQUEST)]]
+    told: list[Ended] = []
+
+    def tell(_: Asked, ended: Ended) -> None:
+        clock.advance(59)
+        told.append(ended)
+
+    # when a stream is served
+    engine.serve(lambda _: coming.pop() if coming else [], tell)
+    # then it was loaded, and idle only since the stream's end
+    assert len(told) == 1
+    clock.advance(59)
+    assert not engine.rest()
+    clock.advance(1)
+    assert engine.rest()
+
+
+def test_closed_it_serves_no_stream(engine: Resident) -> None:
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.serve(lambda _: [], lambda *_: None)
