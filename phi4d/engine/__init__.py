@@ -8,11 +8,13 @@ torch or transformers, and this one imports none of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from phi4d.engine.requests import Asked, Ended, Source
 from phi4d.job import Completion, Request
 from phi4d.meter import Memory
+
+if TYPE_CHECKING:
+    from phi4d.engine.requests import Asked, Ended, Source
 
 
 class Engine(Protocol):
