@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from phi4d import events
 from phi4d.engine import Engine
-from phi4d.engine.requests import Asked, Ended, Source
 from phi4d.errors import ConfigError, DeviceError, DeviceLost, EnvironmentFault
 from phi4d.job import Completion, Request
 from phi4d.meter import Memory
+
+if TYPE_CHECKING:
+    from phi4d.engine.requests import Asked, Ended, Source
 
 log = logging.getLogger(__name__)
 
