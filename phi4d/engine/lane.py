@@ -130,7 +130,6 @@ class Lane:
         """
         self.close()
         with device_faults(self._device, f"making room for {count} answers of {length} tokens"):
-            self._seats = Seats(self._model, count, length)
             self._chooser = Chooser(
                 count,
                 never=self._never,
@@ -139,6 +138,7 @@ class Lane:
             )
             self._tokens = torch.zeros(count, dtype=torch.int64, device=self._device)
             self._positions = torch.zeros_like(self._tokens)
+            self._seats = Seats(self._model, count, length)
 
     def close(self) -> None:
         """Have no cache; nothing may be running."""
@@ -155,8 +155,9 @@ class Lane:
             DeviceError: out of memory; nothing has changed.
         """
         seats = self._open_seats()
-        taken = [seats.take() for _ in tickets]
+        taken: list[int] = []
         try:
+            taken += (seats.take() for _ in tickets)
             prompts = [ticket.prompt for ticket in tickets]
             embeds, lengths = embed(self._loaded.use(self._adapter), prompts, beat)
             doing = f"reading {len(prompts)} prompts of {embeds.shape[1]} tokens"

@@ -181,39 +181,42 @@ class Loop:
                 continue  # it is full, or runs out until it can have a longer cache
             if not self._open(lane):
                 return None
-            if lane.waiting:
-                return lane
+            return lane if lane.length else self._next()
         return None
 
     def _open(self, lane: Lane) -> bool:
-        """Give a lane that has nothing running a cache; whether there was room for any."""
+        """Give a lane that has nothing running a cache, or fail its first request for want of one.
+
+        Returns:
+            False: there is no room now, but others that run will leave some.
+        """
         others = [other for other in self._lanes.values() if other is not lane]
         lane.close()
         for other in others:
             if not other.running:
                 other.close()
         room = self._cache_tokens - sum(other.tokens for other in others)
-        length = rounded(max(ticket.needs for ticket in lane.waiting))
-        if length > room:
-            length = rounded(lane.waiting[0].needs)
-        count = min(self._rows, room // length)
-        if count < 1:
-            if any(other.running for other in others):
-                return False
-            count = 1
-        while True:
-            try:
-                lane.open(count, length)
-            except DeviceLost:
-                raise
-            except DeviceError as error:
-                lane.close()
-                if count == 1 or not self._sheds:
-                    self._fail(lane.waiting[0], error)
+        first = lane.waiting[0]
+        longest = max(ticket.needs for ticket in lane.waiting)
+        refused: DeviceError | None = None
+        for length in sorted({rounded(longest), rounded(first.needs)}, reverse=True):
+            count = min(self._rows, room // length)
+            if count < 1 and length == rounded(first.needs) and room == self._cache_tokens:
+                count = 1
+            while count > 0:
+                try:
+                    lane.open(count, length)
+                except DeviceLost:
+                    raise
+                except DeviceError as error:
+                    refused = error
+                    count //= 2
+                else:
                     return True
-                count //= 2
-            else:
-                return True
+        if refused is None or room < self._cache_tokens:
+            return False
+        self._fail(first, refused)
+        return True
 
     def _read(self, lane: Lane, group: list[Ticket], beat: Callable[[], None]) -> None:
         """Let requests in; one that cannot be read does not keep the others of its group out."""
@@ -241,8 +244,10 @@ class Loop:
         except DeviceLost:
             raise
         except Exception as error:
-            self._look(0)
+            self._look(0)  # some may have ended by now: it was too late to go on with them
             running = sorted(lane.running.values(), key=lambda ticket: ticket.number)
+            if not running:
+                return
             if not isinstance(error, DeviceError) or not self._sheds or len(running) == 1:
                 for ticket in running:
                     self._fail(ticket, error)

@@ -22,7 +22,7 @@ from phi4d.engine.phi4 import ADAPTER, Phi4Engine
 from phi4d.engine.plan import Slot
 from phi4d.engine.requests import Asked
 from phi4d.engine.sampling import Chooser
-from phi4d.engine.seats import stretches
+from phi4d.engine.seats import Seats, stretches
 from phi4d.errors import DeviceError, DeviceLost, Stopped
 from phi4d.job import Completion, Kind, Request, Sampling
 
@@ -148,7 +148,7 @@ def faults(model, broken, full_at=()):
 
 
 @settings(
-    max_examples=60,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
@@ -239,6 +239,21 @@ def test_what_is_too_little_memory_for_all_makes_some_wait_and_nobody_fail(engin
     assert [lane.most for lane in it._lanes.values()] == [2]
 
 
+def test_a_step_that_fails_after_all_have_ended_harms_nobody(engine, pool):
+    # given an answer that ends by itself, which is known a step late, and that step fails
+    answer = pool.answers[3]
+    it = loop(engine, late=True, stop=[answer[0]], rows=1)
+    with faults(engine._loaded.models["speech"], (), full_at={1}):
+        ended, *after = (it.submit(*pool.asked[i]) for i in (3, 1, 2))
+        run(it)
+    # then nothing was the matter
+    assert ended.answer == answer[:1]
+    assert [ticket.answer for ticket in after] == [
+        pool.expected(i, TOKENS, [answer[0]]) for i in (1, 2)
+    ]
+    assert all_seats_are_free(it)
+
+
 def test_a_loop_that_does_not_shed_lets_all_fail_that_did_not_fit(engine, pool):
     it = loop(engine, sheds=False)
     with faults(engine._loaded.models["speech"], (), full_at={7}):
@@ -298,6 +313,23 @@ def test_the_caches_stay_within_the_tokens_that_are_given(engine, pool):
         it.step(lambda: held.append(sum(lane.tokens for lane in it._lanes.values())))
     assert [ticket.answer for ticket in tickets] == pool.answers * 2
     assert 0 < max(held) <= 700
+
+
+def test_a_request_whose_cache_cannot_be_had_fails_alone(engine, pool):
+    # given memory for a cache of two rows of 128 tokens, and no more
+    def seats(model, count, length):
+        if count * length > 256:
+            raise torch.OutOfMemoryError(FULL)
+        return Seats(model, count, length)
+
+    it = loop(engine)
+    with mock.patch.object(lanes, "Seats", seats):
+        tickets = [it.submit(*pool.asked[i]) for i in (0, 8, 1, 2)]
+        run(it)
+    # then the picture, which is longer, has failed
+    assert [ticket.error is None for ticket in tickets] == [True, False, True, True]
+    assert isinstance(tickets[1].error, DeviceError)
+    assert [tickets[i].answer for i in (0, 2, 3)] == [pool.answers[i] for i in (0, 1, 2)]
 
 
 def test_a_picture_behind_many_recordings_is_not_starved(engine, pool):
