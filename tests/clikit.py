@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from daemonkit import read_until, running
 from typer.testing import CliRunner
 
 from phi4d import cli
@@ -33,17 +34,10 @@ def invoke(*words: object) -> Any:
 @contextlib.contextmanager
 def daemon(config_file: Path, *how: str) -> Iterator[Callable[[str], None]]:
     """A real one with a fake engine; what is yielded waits for words in its log."""
-    script = Path(__file__).with_name("fake_daemon.py")
-    with subprocess.Popen(
-        [sys.executable, script, config_file, *how], stderr=subprocess.PIPE, text=True
-    ) as process:
+    with running(config_file, *how) as process:
 
         def wait_for(words: str) -> None:
-            assert process.stderr
-            assert any(words in line for line in process.stderr), words
+            read_until(process, words)
 
-        try:
-            wait_for(" ready: ")
-            yield wait_for
-        finally:
-            process.kill()
+        wait_for(" ready: ")
+        yield wait_for

@@ -11,14 +11,13 @@ import random
 import select
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from daemonkit import read_until, running
 
 from phi4d import config as configuration
 from phi4d import control, errors, vigil
@@ -33,7 +32,6 @@ from phi4d.job import Job, Result, Sampling
 from phi4d.store import Reader
 
 WAIT_SECONDS = 60.0  # until a test gives up
-SCRIPT = Path(__file__).with_name("fake_daemon.py")
 
 
 @pytest.fixture
@@ -88,31 +86,6 @@ def open_house(write_config: Callable[..., Path]) -> Iterator[Callable[..., Hous
             return opened
 
         yield start
-
-
-@contextlib.contextmanager
-def running(config: Path, *words: str, env: dict[str, str] | None = None) -> Iterator[Any]:
-    """A daemon in a process of its own, that is certain to end."""
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(config), *words],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(env or {})},
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_until(process: Any, words: str) -> list[str]:
-    """The log up to a line with these words."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if words in line:
-            return lines
-    raise AssertionError(f"{words!r} never came:\n" + "".join(lines))
 
 
 def counts(state: Path) -> dict[str, int]:

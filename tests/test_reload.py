@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemonkit import SCRIPT, read_until, running
 
 from phi4d import config as configuration
 from phi4d import control, events
@@ -31,7 +31,6 @@ from phi4d.job import Job, Result
 from phi4d.reload import Outcome
 
 WAIT_SECONDS = 60.0  # until a test gives up
-SCRIPT = Path(__file__).with_name("fake_daemon.py")
 Picture = Callable[..., Path]
 
 
@@ -323,28 +322,6 @@ class TestRefused:
             daemon.reload()
 
 
-@contextlib.contextmanager
-def running(config: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A daemon in a process of its own, that is certain to end."""
-    command = [sys.executable, str(SCRIPT), str(config)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_until(process: subprocess.Popen[str], words: str) -> list[str]:
-    """The log up to a line with these words."""
-    assert process.stderr
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if words in line:
-            return lines
-    raise AssertionError(f"{words!r} never came:\n" + "".join(lines))
-
-
 class TestSignal:
     def test_the_service_manager_is_told_when_it_begins_and_ends(
         self, home: Home, tmp_path: Path
@@ -352,7 +329,7 @@ class TestSignal:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(str(tmp_path / "notify"))
             manager.settimeout(WAIT_SECONDS)
-            env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+            env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
             with running(home.file, env=env) as process:
                 read_until(process, "ready:")
                 home.write("seed = 1")

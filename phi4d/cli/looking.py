@@ -207,8 +207,6 @@ def unit(
     It is worked out from /etc/phi4d alone, as the service has it, and names the key of each line.
     Its place is /etc/systemd/system/phi4d.service.d/phi4d.conf.
     """
-    import os
-
     from phi4d import config as configuration
 
     if not user and config is None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from daemonkit import read_until, running
 from hookkit import Receiver
-
-SCRIPT = Path(__file__).parents[1] / "fake_daemon.py"
 
 
 @pytest.fixture
@@ -33,28 +28,6 @@ def write_config(tmp_path: Path, environment: pytest.MonkeyPatch) -> Callable[..
         return path
 
     return write
-
-
-@contextlib.contextmanager
-def running(config: Path, *words: str) -> Iterator[Any]:
-    """A daemon that is certain to end."""
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(config), *words], stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_until(process: Any, words: str) -> None:
-    """Read the log up to a line with these words."""
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if words in line:
-            return
-    raise AssertionError(f"{words!r} never came:\n" + "".join(lines))
 
 
 def test_the_ends_of_all_files_are_told_before_it_leaves(

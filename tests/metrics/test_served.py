@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from daemonkit import running
 from prometheus_client.parser import text_string_to_metric_families
 
 from phi4d.metrics import FAMILIES
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "tests" / "fake_daemon.py"
 RULES = ROOT / "etc" / "prometheus" / "phi4d.rules.yml"
 BOARD = ROOT / "etc" / "grafana.json"
 promtool = pytest.mark.skipif(
@@ -37,17 +34,6 @@ def ask(path: Path) -> str:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 "), head
     return body.decode()
-
-
-@contextlib.contextmanager
-def daemon(config: Path) -> Iterator[Any]:
-    with subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(config)], stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.fixture
@@ -67,7 +53,7 @@ def scrape(
         f'state_dir = "state"\nsettle_seconds = 0.05\nmetrics_listen = "unix:{place}"\n'
         'device = "cpu"\n[[inbox]]\npath = "in"\noutbox = "out"\n'
     )
-    with daemon(config) as process:
+    with running(config) as process:
         ended = 0
         for line in process.stderr:
             ended += " done in/" in line or " failed in/" in line

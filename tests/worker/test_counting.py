@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,8 @@ from deskkit import Desk
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import DeviceError, SourceFault
 from phi4d.job import Kind, State
-from phi4d.media.pool import DecodePool, Decoding
+from phi4d.media.pool import Decoding
 from phi4d.meter import Memory, Meter, Phase
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[DecodePool]:
-    with DecodePool(2) as pool:
-        yield pool
-
-
-@pytest.fixture
-def desk(tmp_path: Path, pool: DecodePool) -> Iterator[Desk]:
-    desk = Desk(tmp_path, pool)
-    yield desk
-    desk.close()
 
 
 def spent(meter: Meter) -> dict[tuple[str, str], int]:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,10 @@ from deskkit import WAIT_SECONDS, Desk
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import DecoderDied, EnvironmentFault, SourceFault, Stopped
 from phi4d.job import Kind, State
-from phi4d.media.pool import DecodePool
 from phi4d.outputs import atomic, originals
 from phi4d.store import Reader, Row
 from phi4d.task import Rule
 from phi4d.worker import Originals, Surroundings, Worker
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[DecodePool]:
-    with DecodePool(2) as pool:
-        yield pool
-
-
-@pytest.fixture
-def desk(tmp_path: Path, pool: DecodePool) -> Iterator[Desk]:
-    desk = Desk(tmp_path, pool)
-    yield desk
-    desk.close()
 
 
 def row(desk: Desk, name: str) -> Row:

@@ -31,15 +31,9 @@ LONG = demo.SAMPLES / "digits-long.mp3"
 
 @pytest.fixture
 def pool() -> Iterator[DecodePool]:
+    """One for each test: which of its processes are idle, and which were replaced, is looked at."""
     with DecodePool(2) as pool:
         yield pool
-
-
-@pytest.fixture
-def desk(tmp_path: Path, pool: DecodePool) -> Iterator[Desk]:
-    desk = Desk(tmp_path, pool)
-    yield desk
-    desk.close()
 
 
 def cancel(desk: Desk, name: str) -> None:

@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,7 @@ from phi4d.engine.resident import Resident
 from phi4d.errors import DecoderDied, DeviceError, DeviceLost, EnvironmentFault
 from phi4d.job import Arrival, Completion, Fingerprint, Job, Kind, Request, Sampling
 from phi4d.ladder import size
-from phi4d.media.pool import DecodePool
 from phi4d.worker import DECODER_TRIES, DEVICE_DEATHS, LOOK_AHEAD, Worker
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[DecodePool]:
-    with DecodePool(2) as pool:
-        yield pool
-
-
-@pytest.fixture
-def desk(tmp_path: Path, pool: DecodePool) -> Iterator[Desk]:
-    desk = Desk(tmp_path, pool)
-    yield desk
-    desk.close()
 
 
 class TestWork:
