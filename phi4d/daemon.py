@@ -173,10 +173,8 @@ class Daemon:
         store.forget_notices()
         self._make_folders(self._boxes)
         self._recover()
-        self._metrics = self._metrics_server(config)
-        self._cleanup.callback(self._stop_metrics)
-        if self._metrics is not None:
-            self._metrics.start()
+        self._cleanup.callback(self._serve_metrics, None)
+        self._serve_metrics(self._metrics_server(config))
         self._take_orders()
         self._pool = pool = make_pool(config, self._meter)
         self._cleanup.callback(pool.close)
@@ -280,10 +278,13 @@ class Daemon:
         )
         return metrics.Server(place, metrics.registry(live))
 
-    def _stop_metrics(self) -> None:
+    def _serve_metrics(self, server: metrics.Server | None) -> None:
+        """From now on by this server alone; None: no more."""
         if self._metrics is not None:
             self._metrics.stop()
-            self._metrics = None
+        self._metrics = server
+        if server is not None:
+            server.start()
 
     def _model(self) -> str:
         return self._engines[0].model if self._engines else locate(self._config)[1]
@@ -503,10 +504,7 @@ class Daemon:
                 server.stop()
             raise
         if moved:
-            self._stop_metrics()
-            self._metrics = server
-            if server is not None:
-                server.start()
+            self._serve_metrics(server)
 
     def _wait_for(self, watcher: Watcher, made: threading.Event) -> None:
         """Wait until the watcher has made a change; not for ever, for a file system may hang."""

@@ -63,20 +63,16 @@ class Reloader:
         self._read = read
         self._take_up = take_up
         self._turn = threading.Lock()
-        self._closed = False
+        self.closed = False
+        """whether whoever waits for something should wait no longer"""
         self.busy = False
         """whether it reloads just now"""
 
     def close(self) -> None:
         """Reload no more; one that is under way is waited for."""
-        self._closed = True
+        self.closed = True
         with self._turn:
             pass
-
-    @property
-    def closed(self) -> bool:
-        """Whether whoever waits for something should wait no longer."""
-        return self._closed
 
     def __call__(self) -> Outcome:
         """Read the configuration again, and take up what is new.
@@ -85,7 +81,7 @@ class Reloader:
             Stopped: `close` was called.
         """
         with self._turn:
-            if self._closed:
+            if self.closed:
                 raise Stopped("it is stopping; the next start reads the configuration anyway")
             # systemd lets no other job of the unit begin until READY
             notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")

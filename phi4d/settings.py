@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from phi4d.config import Config, Inbox
-from phi4d.job import Kind, Sampling
+from phi4d.job import Kind
 from phi4d.task import Rule
 
 
@@ -28,7 +28,7 @@ def of_work(config: Config) -> dict[str, Any]:
     return {
         "batch_size": config.batch_size,
         "max_new_tokens": config.max_new_tokens,
-        "sampling": Sampling(config.temperature, config.repetition_penalty, config.seed),
+        "sampling": config.sampling,
         "max_attempts": config.max_attempts,
         "retry_seconds": config.retry_seconds,
         "reuse": config.reuse,

@@ -27,7 +27,7 @@ from phi4d.config import hook
 from phi4d.config.listen import Listen, listen
 from phi4d.config.origins import Origin, Origins
 from phi4d.config.places import KeyPath
-from phi4d.job import Kind, printable
+from phi4d.job import Kind, Sampling, printable
 
 BESIDE = Path("beside")
 """Value of ``outbox`` that puts sidecars next to their sources; every other outbox is absolute."""
@@ -403,6 +403,11 @@ class Config(_Model):
         keys = {"log_level", "log_format", "log_file", "log_file_mb", "log_file_count"}
         settings = self.model_dump(include=keys)
         return {**settings, "log_level": "debug"} if self.debug else settings
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the tokens of an answer are chosen."""
+        return Sampling(self.temperature, self.repetition_penalty, self.seed)
 
     @property
     def store_path(self) -> Path:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from phi4d.config import Config, Inbox
-from phi4d.job import Fingerprint, Job, Kind, Sampling, State, display_name, printable, question
+from phi4d.job import Fingerprint, Job, Kind, State, display_name, printable, question
 from phi4d.outputs import names
 from phi4d.paths import inbox_of, outboxes_of
 from phi4d.store import FIRST_FEW, Chosen, Row, Store
@@ -110,10 +110,9 @@ class Outcome:
 
 def todays(config: Config, model: str) -> Asked:
     """What is asked today, by the configuration and of a model of that name."""
-    sampling = Sampling(config.temperature, config.repetition_penalty, config.seed)
 
     def asked(box: Inbox, kind: Kind) -> bytes:
-        return question(kind, model, config.prompt(box, kind), sampling)
+        return question(kind, model, config.prompt(box, kind), config.sampling)
 
     return asked
 

@@ -77,9 +77,7 @@ def answer(
         },
         "hung": [w.name for w in workers if now - w.last_beat > config.hang_seconds],
         "dead": [
-            thread.name
-            for thread in threads
-            if thread and not thread.is_alive() and state != "stopping"
+            thread.name for thread in threads if not thread.is_alive() and state != "stopping"
         ],
         "stored": stored,
     }
