@@ -302,10 +302,13 @@ class DecodePool:
 class Decoding:
     """A file that is being decoded: iterate over its pieces, once. For one thread at a time.
 
+    Who has something else to do meanwhile calls `poll`, and waits for `fileno` to be readable
+    between two calls that brought nothing.
+
     Ends by itself with the last piece or an error; whoever stops before must `close` it (or use
     it as a context manager).
 
-    Raises, while it is iterated over:
+    Raises, while it is iterated over or polled:
         FileError: the file cannot be decoded, and why.
         DecoderDied: the process that decoded it crashed, hung, or ran out of memory or CPU time.
         FileChanged: it is not the version wanted, changed while it was read, or is gone.
@@ -320,7 +323,7 @@ class Decoding:
         digest: the file's SHA-256 in hexadecimal if it was asked for, with the first piece at the
             latest; else empty.
         is_known: the digest is among those known; there are no pieces then.
-        seconds: how long was waited for the pieces.
+        seconds: how long the pieces were wanted and not there.
     """
 
     def __init__(
@@ -339,18 +342,43 @@ class Decoding:
         self._timeout_s, self._max_body_bytes = pool.timeout_s, pool.max_body_bytes
         self._process: DecodeProcess | None = process
         self._on_wait = on_wait
+        self._wanted_since: float | None = None
+        self._silent_since: float | None = None
         # If it is gone already, the first wait for an answer finds out and says how.
         process.ask(request)
 
-    def __iter__(self) -> Iterator[Piece]:
-        return self
+    @property
+    def over(self) -> bool:
+        """All was given out, or it was broken off: nothing more comes."""
+        return self._process is None
 
-    def __next__(self) -> Piece:
+    def fileno(self) -> int:
+        """A descriptor that is readable when `poll` has something to do.
+
+        Poll once before waiting for it. As soon as the decoding is over, the descriptor may be
+        another's, or closed.
+
+        Raises:
+            ValueError: it is over.
+        """
         if self._process is None:
-            raise StopIteration
-        began = time.monotonic()
+            raise ValueError("the decoding is over")
+        return self._process.channel.fileno()
+
+    def poll(self) -> Piece | None:
+        """The next piece if it is there, without waiting; None if not, or if it is over.
+
+        A process that has said nothing since an earlier poll, for longer than the pool's
+        ``timeout_s``, counts as hung. Its silence before the first of them does not count.
+        """
+        if self._process is None:
+            return None
+        now = time.monotonic()
+        if self._wanted_since is None:
+            self._wanted_since = now
+        piece = None
         try:
-            piece = self._next(self._process)
+            piece = self._poll(self._process)
         except (DecoderDied, EnvironmentFault):  # the latter: it did not even start
             self._release("died")
             raise
@@ -358,11 +386,27 @@ class Decoding:
             self._release("broken off")
             raise
         finally:
-            self.seconds += time.monotonic() - began
-        if piece is None:
-            self._release()
-            raise StopIteration
+            if piece is not None or self.over:
+                self.seconds += time.monotonic() - self._wanted_since
+                self._wanted_since = None
         return piece
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        while True:
+            piece = self.poll()
+            if piece is not None:
+                return piece
+            if self._process is None:
+                raise StopIteration
+            try:
+                if not self._process.channel.wait(TICK_S) and self._on_wait:
+                    self._on_wait()
+            except BaseException:
+                self._release("broken off")
+                raise
 
     def close(self) -> None:
         """Give the process back; if the file was not read to its end, it is killed."""
@@ -373,24 +417,22 @@ class Decoding:
         if process is not None:
             self._pool._give_back(process, why_not)
 
-    def _next(self, process: DecodeProcess) -> Piece | None:
-        began = time.monotonic()
-        while True:
-            header, piece = self._receive(process, began)
+    def _poll(self, process: DecodeProcess) -> Piece | None:
+        while (message := self._receive(process)) is not None:
+            header, piece = message
             self.facts.update(header.get("facts", {}))
             match header["is"]:
                 case "piece":
                     return piece
                 case "end":
+                    self._release()
                     return None
                 case "ready":
                     process.ready = True
-                    began = time.monotonic()
                 case "progress":
-                    began = time.monotonic()
+                    pass
                 case "digest":
                     self.digest, self.is_known = str(header["digest"]), bool(header["known"])
-                    began = time.monotonic()
                 case _ if header["class"] == "MemoryError":
                     raise DecoderDied(
                         f"the decode process ran out of its memory limit of "
@@ -399,18 +441,21 @@ class Decoding:
                 case _:
                     self._release()  # the file's error, not the process's
                     raise _ERRORS.get(header["class"], DecoderDied)(header["text"])
+        return None
 
-    def _receive(self, process: DecodeProcess, began: float) -> tuple[Header, Piece | None]:
-        def tick() -> None:
-            if self._on_wait:
-                self._on_wait()
-            if time.monotonic() - began > self._timeout_s:
-                raise TimeoutError
-
+    def _receive(self, process: DecodeProcess) -> tuple[Header, Piece | None] | None:
+        """The next message if it is there."""
         try:
-            header, body = process.channel.receive(self._max_body_bytes, tick)
-            return header, piece_of(header, body) if header["is"] == "piece" else None
-        except TimeoutError:
+            message = process.channel.poll(self._max_body_bytes)
+            if message is not None:
+                self._silent_since = None
+                header, body = message
+                return header, piece_of(header, body) if header["is"] == "piece" else None
+            now = time.monotonic()
+            if self._silent_since is None:
+                self._silent_since = now
+            if now - self._silent_since <= self._timeout_s:
+                return None
             reason = f"the decode process took longer than {self._timeout_s:g} s"
         except EOFError:
             reason = f"the decode process {process.ended()}"

@@ -8,9 +8,11 @@ there.
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from phi4d.job import Piece
 
 Header = dict[str, Any]
+Message = tuple[Header, NDArray[np.uint8]]
+"""a header, and the body as (bytes,) uint8"""
 
 _LENGTHS = struct.Struct("!IQ")
 _MAX_HEADER_BYTES = 1 << 20
@@ -31,6 +35,12 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._arriving: Generator[None, None, Message] | None = None
+        """a message of which some may have been read"""
+
+    def fileno(self) -> int:
+        """The socket's descriptor; it is readable when `poll` has something to do."""
+        return self._sock.fileno()
 
     def send(self, header: Header, body: NDArray[Any] | None = None) -> None:
         """Send one message; blocks while the other end does not read.
@@ -50,40 +60,71 @@ class Channel:
         header = {"dtype": media.dtype.name, "shape": media.shape, "facts": facts}
         self.send({"is": "piece", "start": piece.start, "end": piece.end, **header}, media)
 
-    def receive(
-        self, max_bytes: int = 0, tick: Callable[[], None] | None = None
-    ) -> tuple[Header, NDArray[np.uint8]]:
+    def receive(self, max_bytes: int = 0, tick: Callable[[], None] | None = None) -> Message:
         """The next message.
 
         Args:
             max_bytes: the longest body that is accepted.
             tick: called every `TICK_S` while nothing comes; may raise to give up.
 
-        Returns:
-            The header, and the body as (bytes,) uint8.
+        Raises:
+            EOFError: the other end is gone.
+            ValueError: what came is no message, or is too long.
+        """
+        while True:
+            message = self.poll(max_bytes)
+            if message is not None:
+                return message
+            if not self.wait(TICK_S if tick else None) and tick:
+                tick()
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait until there is something for `poll` to do. Whether there is; None waits for ever."""
+        if seconds is None:
+            with suppress(ConnectionError):  # which is something to do
+                self._sock.recv(1, socket.MSG_PEEK)  # also of whoever may open no more files
+            return True
+        readable = select.poll()
+        readable.register(self, select.POLLIN)
+        return bool(readable.poll(seconds * 1000))
+
+    def poll(self, max_bytes: int = 0) -> Message | None:
+        """The next message if all of it has come; never waits, and reads nothing of the one after.
 
         Raises:
             EOFError: the other end is gone.
             ValueError: what came is no message, or is too long.
         """
-        self._sock.settimeout(TICK_S if tick else None)
-        text_size, size = _LENGTHS.unpack(self._read(_LENGTHS.size, tick).tobytes())
+        arriving, self._arriving = self._arriving or self._message(max_bytes), None
+        try:
+            next(arriving)
+        except StopIteration as whole:
+            message: Message = whole.value
+            return message
+        self._arriving = arriving
+        return None
+
+    def _message(self, max_bytes: int) -> Generator[None, None, Message]:
+        lengths = yield from self._read(_LENGTHS.size)
+        text_size, size = _LENGTHS.unpack(lengths.tobytes())
         if text_size > _MAX_HEADER_BYTES or size > max_bytes:
             raise ValueError(f"a message of {text_size} + {size} bytes")
-        header = json.loads(self._read(text_size, tick).tobytes())
+        text = yield from self._read(text_size)
+        header = json.loads(text.tobytes())
         if not isinstance(header, dict):
             raise ValueError("a message without a header")  # noqa: TRY004 - it is a bad value
-        return header, self._read(size, tick)
+        body = yield from self._read(size)
+        return header, body
 
-    def _read(self, size: int, tick: Callable[[], None] | None) -> NDArray[np.uint8]:
+    def _read(self, size: int) -> Generator[None, None, NDArray[np.uint8]]:
+        """So many bytes; yields while there are none."""
         body = np.empty(size, np.uint8)
         view, done = body.data, 0
         while done < size:
             try:
-                count = self._sock.recv_into(view[done:])
-            except TimeoutError:
-                if tick:
-                    tick()
+                count = self._sock.recv_into(view[done:], flags=socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                yield
                 continue
             except ConnectionError:
                 count = 0

@@ -4,6 +4,7 @@ import hashlib
 import os
 import resource
 import select
+import selectors
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from phi4d.errors import (
 )
 from phi4d.job import Fingerprint, Kind, Piece
 from phi4d.media import process as process_module
-from phi4d.media.pool import DecodePool
+from phi4d.media.pool import DecodePool, Decoding
 from phi4d.meter import Meter
 
 
@@ -401,6 +402,97 @@ def test_a_decoding_tells_how_long_was_waited_for_it(pool: DecodePool, png: Path
     assert decoding.seconds == 0
     list(decoding)
     assert decoding.seconds > 0
+
+
+def polled(*decodings: Decoding) -> list[list[Piece]]:
+    """The pieces of decodings that are waited for together, each poll without a wait."""
+    pieces: dict[Decoding, list[Piece]] = {decoding: [] for decoding in decodings}
+    with selectors.DefaultSelector() as readable:
+        waited = {d: readable.register(d.fileno(), selectors.EVENT_READ, d).fd for d in decodings}
+        ready = list(decodings)  # one poll before the first wait
+        while waited:
+            for decoding in ready:
+                while (piece := decoding.poll()) is not None:
+                    pieces[decoding].append(piece)
+                if decoding.over:
+                    readable.unregister(waited.pop(decoding))
+            ready = [key.data for key, _ in readable.select(10)] if waited else []
+            assert ready or not waited
+    return list(pieces.values())
+
+
+def test_several_decodings_are_polled_by_one_thread(noise: Path, png: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", mediakit.tone(2), 16_000)
+    digest = hashlib.sha256(png.read_bytes()).hexdigest()
+    with DecodePool(3) as pool:
+        one = pool.decode(os.fsencode(noise), Kind.IMAGE)
+        two = pool.decode(os.fsencode(png), Kind.IMAGE, known=())
+        three = pool.decode(os.fsencode(tmp_path / "a.wav"), Kind.AUDIO)
+
+        (picture,), (small,), (sound,) = polled(one, two, three)
+
+    assert picture.media.shape == (1000, 1000, 3)
+    assert mediakit.corners(small.media) == ["red", "green", "blue", "white"]
+    assert (sound.start, sound.end) == (0.0, 2.0)
+    assert (two.digest, two.is_known) == (digest, False)
+    assert (two.facts, three.facts["duration"]) == ({"width": 96.0, "height": 64.0}, 2.0)
+    assert all(decoding.seconds > 0 for decoding in (one, two, three))
+
+
+def test_a_poll_finds_out_that_the_answer_is_known(pool: DecodePool, png: Path) -> None:
+    digest = hashlib.sha256(png.read_bytes()).hexdigest()
+    decoding = pool.decode(os.fsencode(png), Kind.IMAGE, known={digest})
+    assert polled(decoding) == [[]]
+    assert (decoding.over, decoding.is_known, decoding.digest) == (True, True, digest)
+
+
+def test_a_poll_does_not_wait(pool: DecodePool, png: Path) -> None:
+    # given a process that does nothing for now
+    victim = pid(pool)
+    os.kill(victim, signal.SIGSTOP)
+    decoding = pool.decode(os.fsencode(png), Kind.IMAGE)
+
+    assert decoding.poll() is None
+    assert not decoding.over
+
+    os.kill(victim, signal.SIGCONT)
+    assert len(polled(decoding)[0]) == 1
+    assert decoding.poll() is None
+
+
+def test_a_decoding_that_is_over_has_nothing_to_wait_for(pool: DecodePool, png: Path) -> None:
+    decoding = pool.decode(os.fsencode(png), Kind.IMAGE)
+    decoding.close()
+    assert decoding.over
+    with pytest.raises(ValueError, match="is over"):
+        decoding.fileno()
+
+
+def test_a_poll_raises_as_iteration_does(pool: DecodePool, png: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello there")
+    bad = pool.decode(os.fsencode(tmp_path / "text"), Kind.IMAGE)
+    with pytest.raises(FileError, match="it holds text"):
+        polled(bad)
+    assert bad.over
+
+    victim = pid(pool)
+    os.kill(victim, signal.SIGSTOP)
+    dying = pool.decode(os.fsencode(png), Kind.IMAGE)
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(DecoderDied, match="was killed by SIGKILL"):
+        polled(dying)
+    assert dying.over
+
+
+def test_a_silence_counts_between_polls_alone(pool: DecodePool, png: Path) -> None:
+    # given a process that hangs, with no time at all
+    os.kill(pid(pool), signal.SIGSTOP)
+    pool.timeout_s = 0
+    decoding = pool.decode(os.fsencode(png), Kind.IMAGE)
+    # then nothing is said of it until a second poll has found nothing
+    assert decoding.poll() is None
+    with pytest.raises(DecoderDied, match="took longer than 0 s"):
+        decoding.poll()
 
 
 def test_a_decoding_that_is_closed_early_frees_its_place(

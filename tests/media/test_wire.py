@@ -59,6 +59,30 @@ def test_a_large_piece_arrives_whole_while_it_is_sent(ends: Ends) -> None:
     assert np.array_equal(piece_of(header, body).media, media)
 
 
+def test_a_message_is_polled_for_byte_by_byte() -> None:
+    # given a message, and the beginning of the next
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    header, body = b'{"is": "piece"}', b"body"
+    data = struct.pack("!IQ", len(header), len(body)) + header + body
+    # when it comes byte by byte
+    with theirs:
+        for n in range(len(data)):
+            assert channel.poll(max_bytes=4) is None
+            assert not channel.wait(0)
+            theirs.sendall(data[n : n + 1])
+        theirs.sendall(data[:7])
+        message = channel.poll(max_bytes=4)
+        # then it is there when the last has come, and no more was taken
+        assert message is not None
+        assert (message[0], message[1].tobytes()) == ({"is": "piece"}, body)
+        assert channel.wait(0)
+        assert channel.poll(max_bytes=4) is None
+        theirs.sendall(data[7:])
+        assert channel.poll(max_bytes=4) is not None
+    channel.close()
+
+
 def test_messages_keep_their_order_and_bounds(ends: Ends) -> None:
     for number in range(100):
         ends[0].send({"number": number}, np.full(number, number, np.float32) if number else None)
