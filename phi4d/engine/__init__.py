@@ -36,6 +36,10 @@ class Engine(Protocol):
     def max_crops(self) -> int:
         """The most crops that a picture is cut into, if a request does not say fewer."""
 
+    @property
+    def rows(self) -> int:
+        """How many answers of a stream are written at a time, at most."""
+
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
     ) -> list[Completion]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from phi4d.engine.requests import Asked, Ended, Source, check_requests
 from phi4d.errors import DeviceError, DeviceLost
@@ -26,8 +27,15 @@ from phi4d.meter import Memory
 
 BEAT_S = 0.01
 """how often a call that waits at the gate beats"""
-STREAM_ROWS = 4
-"""requests of a stream that are taken at a time"""
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A request of a stream under way."""
+
+    asked: Asked
+    failure: Exception | None
+    step: int = 0
 
 
 class FakeEngine:
@@ -36,13 +44,14 @@ class FakeEngine:
     Args:
         model: its name.
         device: its device's name; nothing is done with it.
-        tokens: how many tokens each answer has; ``on_step`` is called once for each.
+        tokens: how many tokens each answer has, one a step.
         gate: a call waits for it before its first token.
         hung: do not call ``on_step`` while waiting at the gate, as a hung device would not.
         failures: what to raise, by the number of the call, the first being 1.
         capacity: whether the device's memory holds such a call; it raises `DeviceError` if not.
             Any call, if none is given.
         max_crops: the most crops that it would cut a picture into.
+        rows: requests of a stream that it answers beside each other.
         holds: what its device's memory holds.
         answer: makes a request's text; `describe` if none is given.
 
@@ -63,12 +72,14 @@ class FakeEngine:
         failures: Mapping[int, Exception] | None = None,
         capacity: Callable[[Sequence[Request]], bool] | None = None,
         max_crops: int = 36,
+        rows: int = 8,
         holds: Memory | None = None,
         answer: Callable[[Request], str] | None = None,
     ) -> None:
         self._model = model
         self._device = device
         self._max_crops = max_crops
+        self._rows = rows
         self._holds = holds
         self.tokens = tokens
         self.gate = gate
@@ -101,6 +112,11 @@ class FakeEngine:
         """The number it was given."""
         return self._max_crops
 
+    @property
+    def rows(self) -> int:
+        """The number it was given."""
+        return self._rows
+
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
     ) -> list[Completion]:
@@ -112,35 +128,17 @@ class FakeEngine:
             RuntimeError: the engine is closed.
         """
         check_requests(requests)
-        if self.closed:
-            raise RuntimeError(f"the engine on {self._device} is closed")
         beat = on_step or (lambda: None)
-        with self._turn:
-            self.calls.append(tuple(requests))
-            failure = self.failures.get(len(self.calls))
-        self.entered.set()
+        failure = self._called(requests)
         while self.gate is not None and not self.gate.wait(None if self.hung else BEAT_S):
             beat()
         if failure is not None:
             raise failure
         if self.capacity is not None and not self.capacity(requests):
-            n = len(requests)
-            raise DeviceError(f"{self._device}: out of memory while answering {n} requests")
+            raise self._too_large(len(requests))
         for _ in range(self.tokens):
             beat()
-        return [
-            Completion(
-                text=self.answer(request),
-                prompt_tokens=len(request.prompt.split()) + 1,
-                new_tokens=min(self.tokens, request.max_new_tokens),
-                finish_reason=(
-                    FinishReason.LENGTH
-                    if self.tokens > request.max_new_tokens
-                    else FinishReason.STOP
-                ),
-            )
-            for request in requests
-        ]
+        return [self._completion(request) for request in requests]
 
     def serve(
         self,
@@ -149,19 +147,77 @@ class FakeEngine:
         *,
         on_step: Callable[[], None] | None = None,
     ) -> None:
-        """Answer requests as `generate` does, one after the other, four taken at a time."""
-        while taken := source(STREAM_ROWS):
+        """Answer requests beside each other, each with a token a step; see `Engine.serve`.
+
+        Each request is a call of its own in `calls`, and may have a failure of its own. While the
+        gate is closed the whole device waits. Where `capacity` says that it does not hold all that
+        it has, the younger wait; what it does not hold alone fails.
+        """
+        beat = on_step or (lambda: None)
+        has: list[_Answer] = []
+        while True:
+            taken = source(self._rows - len(has)) if len(has) < self._rows else ()
             for asked in taken:
-                if asked.cancelled:
-                    continue
-                ended: Ended
                 try:
-                    (ended,) = self.generate([asked.request], on_step=on_step)
-                except DeviceLost:
-                    raise
-                except (DeviceError, ValueError) as error:
-                    ended = error
-                on_result(asked, ended)
+                    check_requests([asked.request])
+                except ValueError as error:
+                    on_result(asked, error)
+                else:
+                    has.append(_Answer(asked, self._called([asked.request])))
+            has = [each for each in has if not each.asked.cancelled]
+            if not (taken or has):
+                return
+            if self.gate is not None and not self.gate.wait(None if self.hung else BEAT_S):
+                beat()
+                continue
+            for each in self._held(has, on_result):
+                each.step += 1
+                if each.failure is not None:
+                    has.remove(each)
+                    if isinstance(each.failure, DeviceLost) or not isinstance(
+                        each.failure, DeviceError
+                    ):
+                        raise each.failure
+                    on_result(each.asked, each.failure)
+                elif each.step >= self.tokens:
+                    has.remove(each)
+                    on_result(each.asked, self._completion(each.asked.request))
+            beat()
+
+    def _held(self, has: list[_Answer], on_result: Callable[[Asked, Ended], None]) -> list[_Answer]:
+        """Those that its memory holds beside each other; one that it does not hold alone fails."""
+        held = list(has)
+        while held and self.capacity is not None:
+            if self.capacity([each.asked.request for each in held]):
+                break
+            each = held.pop()
+            if not held:
+                has.remove(each)
+                on_result(each.asked, self._too_large(1))
+                held = list(has)
+        return held
+
+    def _called(self, requests: Sequence[Request]) -> Exception | None:
+        """Note a call; the failure that is meant for it."""
+        if self.closed:
+            raise RuntimeError(f"the engine on {self._device} is closed")
+        with self._turn:
+            self.calls.append(tuple(requests))
+            failure = self.failures.get(len(self.calls))
+        self.entered.set()
+        return failure
+
+    def _too_large(self, n: int) -> DeviceError:
+        return DeviceError(f"{self._device}: out of memory while answering {n} requests")
+
+    def _completion(self, request: Request) -> Completion:
+        cut = self.tokens > request.max_new_tokens
+        return Completion(
+            text=self.answer(request),
+            prompt_tokens=len(request.prompt.split()) + 1,
+            new_tokens=min(self.tokens, request.max_new_tokens),
+            finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
+        )
 
     def memory(self) -> Memory | None:
         """What was given as such."""

@@ -147,6 +147,11 @@ class Phi4Engine:
         """The most crops that a picture is cut into, if a request does not say fewer."""
         return self._max_crops
 
+    @property
+    def rows(self) -> int:
+        """How many answers of a stream are written at a time, at most."""
+        return STREAM_ROWS
+
     def memory(self) -> Memory | None:
         """What the device's memory holds; None: it cannot be told."""
         return devices.memory(self._device)

@@ -55,6 +55,7 @@ class Resident:
         self._model, self._device = engine.model, engine.device
         self._precision = engine.precision
         self._max_crops = engine.max_crops
+        self._rows = engine.rows
         self._memory = engine.memory
         self._used = clock()
         self._refused = ""
@@ -80,6 +81,11 @@ class Resident:
     def max_crops(self) -> int:
         """The most crops that a picture is cut into, if a request does not say fewer."""
         return self._max_crops
+
+    @property
+    def rows(self) -> int:
+        """How many answers of a stream are written at a time, at most, when it was last loaded."""
+        return self._rows
 
     @property
     def is_loaded(self) -> bool:
@@ -142,6 +148,7 @@ class Resident:
             self.state = before
             raise
         self._memory = engine.memory
+        self._rows = engine.rows
         self._refused = ""
         self._used = self._clock()
         self.state = "loaded"

@@ -10,7 +10,7 @@ from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
 from phi4d.engine.requests import Asked
 from phi4d.errors import DeviceError, DeviceLost, Stopped
-from phi4d.job import Kind, Request, Sampling
+from phi4d.job import Completion, Kind, Request, Sampling
 
 PICTURE = Request(Kind.IMAGE, "Describe.", np.zeros((480, 640, 3), np.uint8))
 CLIP = Request(Kind.AUDIO, "Transcribe.", np.zeros(51_200, np.float32))
@@ -174,11 +174,37 @@ def test_a_stream_is_answered_as_by_the_real_engine():
         lambda asked, ended: told.append((asked.request, ended)),
     )
     # then each that is wanted is told of, and the others are answered
-    assert [request for request, _ in told] == [PICTURE, CLIP, odd, CLIP]
-    assert told[0][1].text == "picture 640x480: Describe."
-    assert told[1][1] is full
-    assert isinstance(told[2][1], ValueError)
-    assert told[3][1].text == "audio 3.2 s: Transcribe."
+    (first, none), (second, refused), *answered = told
+    assert first is odd
+    assert isinstance(none, ValueError)
+    assert second is CLIP
+    assert refused is full
+    assert [(request, ended.text) for request, ended in answered] == [
+        (PICTURE, "picture 640x480: Describe."),
+        (CLIP, "audio 3.2 s: Transcribe."),
+    ]
+
+
+def test_requests_of_a_stream_are_answered_beside_each_other_as_memory_allows():
+    # given requests that come one a step, a device that holds two, and one that it does not hold
+    large = Request(Kind.IMAGE, "", np.zeros((900, 900, 3), np.uint8))
+    engine = FakeEngine(
+        tokens=3, rows=4, capacity=lambda them: len(them) <= 2 and large not in them
+    )
+    coming = [Asked(PICTURE), Asked(large), Asked(CLIP), Asked(CLIP)]
+    rooms, told = [], []
+
+    def source(room):
+        rooms.append(room)
+        return [coming.pop(0)] if coming else []
+
+    # when they are served
+    engine.serve(source, lambda asked, ended: told.append((asked.request, type(ended))))
+    # then two at a time are, and the large one fails alone
+    assert [request for request, ended in told if ended is DeviceError] == [large]
+    assert [request for request, ended in told if ended is Completion] == [PICTURE, CLIP, CLIP]
+    assert min(rooms) < 4
+    assert engine.rows == 4
 
 
 def test_a_device_that_is_lost_ends_a_stream():
