@@ -67,7 +67,7 @@ def _layers(
     mask: Tensor | None,
 ) -> Tensor:
     inner = model.model
-    turns = inner.rotary_emb(hidden, position_ids=positions)
+    turns = cache.seats.rotary.turns(positions)
     known_as: dict[str, Any] = {cache_argument(model): cache}
     for layer in list(inner.layers):
         hidden = layer(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from phi4d.engine.copies import to_device
 from phi4d.engine.faults import device_faults
 from phi4d.engine.half import finite
 from phi4d.engine.tiler import Tiles
@@ -68,8 +69,8 @@ def embed(
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
     with device_faults(device, f"encoding {len(prompts)} prompts of {length} tokens"):
-        ids = ids.to(device)
-        lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=device)
+        ids = to_device(ids, device)
+        lengths = to_device(torch.tensor([len(prompt.ids) for prompt in prompts]), device)
         embeds = model.model.embed_tokens(ids)
     if isinstance(prompts[0].media, Tiles):
         for row, prompt in enumerate(prompts):
@@ -98,10 +99,10 @@ def _with_picture(
             tower(
                 ids,
                 embeds,
-                image_pixel_values=tiles.pixels[None].to(ids.device),
+                image_pixel_values=to_device(tiles.pixels[None], str(ids.device)),
                 # Read number by number: on a GPU each would cost a wait.
                 image_sizes=torch.tensor([[tiles.height, tiles.width]]),
-                image_attention_mask=tiles.mask[None].to(ids.device),
+                image_attention_mask=to_device(tiles.mask[None], str(ids.device)),
             ),
         )
 
@@ -127,9 +128,9 @@ def _with_clips(
             tower(
                 ids,
                 embeds,
-                audio_input_features=features.to(ids.device),
+                audio_input_features=to_device(features, str(ids.device)),
                 audio_embed_sizes=[clip.tokens for clip in clips],
-                audio_attention_mask=mask.to(ids.device),
+                audio_attention_mask=to_device(mask, str(ids.device)),
             ),
         )
 

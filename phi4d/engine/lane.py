@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from phi4d.engine.copies import to_device
 from phi4d.engine.decoding import go_on, read_prompts
 from phi4d.engine.embedding import Prompt, embed
 from phi4d.engine.faults import device_faults
@@ -162,7 +163,7 @@ class Lane:
             embeds, lengths = embed(self._loaded.use(self._adapter), prompts, beat)
             doing = f"reading {len(prompts)} prompts of {embeds.shape[1]} tokens"
             with device_faults(self._device, doing):
-                index = to_device(taken, self._device)
+                index = to_device(torch.tensor(taken), self._device)
                 for seat, ticket in zip(taken, tickets, strict=True):
                     seats.clear(seat, embeds.shape[1], ticket.needs)
                     self._chooser.join(seat, ticket.prompt.sampling, ticket.prompt.ids)
@@ -192,7 +193,8 @@ class Lane:
         longest = max(len(ticket.prompt.ids) + ticket.chosen - 1 for ticket in tickets)
         with device_faults(self._device, f"answering {len(rows)} requests"):
             if self._batch is None:
-                self._batch = to_device(rows, self._device), stretches(rows)
+                index = to_device(torch.tensor(rows), self._device)
+                self._batch = index, stretches(rows)
             index, runs = self._batch
             positions = self._positions[index]
             going = Going.at(seats, index, runs, positions, longest)
@@ -221,12 +223,6 @@ class Lane:
         if self._seats is None:
             raise RuntimeError("the lane has no cache")
         return self._seats
-
-
-def to_device(numbers: Sequence[int], device: str) -> Tensor:
-    """Numbers on a device, without waiting for what it does."""
-    here = torch.tensor(numbers, pin_memory=device.startswith("cuda"))
-    return here.to(device, non_blocking=True)
 
 
 def rounded(length: int) -> int:

@@ -7,16 +7,32 @@ and in any batch, whoever joins or leaves, and a step that failed can be done ag
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from phi4d.engine.copies import to_device
 from phi4d.job import GREEDY, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 over the golden ratio, the step of SplitMix64; this and the mixing of bits are from Steele,
+Lea and Flood, Fast splittable pseudorandom number generators, 2014, in the variant of
+https://prng.di.unimi.it/splitmix64.c"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """What is to be worked out for some rows, beyond the largest logit."""
+
+    draws: bool
+    """one of them is drawn"""
+    penalizes: bool
+    """one of them has a penalty for what stands there already"""
 
 
 class Chooser:
@@ -35,9 +51,10 @@ class Chooser:
     def __init__(self, rows: int, *, never: Collection[int], vocabulary: int, device: str) -> None:
         self._never = torch.tensor(sorted(never), dtype=torch.int64, device=device)
         self._samplings = [GREEDY] * rows
-        self._chosen = [0] * rows
         self._vocabulary = vocabulary
-        self._generator = torch.Generator(device)
+        self._device = device
+        self._seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._chosen = torch.zeros_like(self._seeds)
         self._temperatures = torch.zeros(rows, 1, device=device)
         self._penalties = torch.ones(rows, 1, device=device)
         self._seen: Tensor | None = None
@@ -52,16 +69,24 @@ class Chooser:
             prompt: its prompt's ids, which the repetition penalty counts in.
         """
         self._samplings[row] = sampling
+        self._seeds[row] = signed(sampling.seed)
         self._chosen[row] = 0
         self._temperatures[row] = sampling.temperature
         self._penalties[row] = sampling.repetition_penalty
         if sampling.repetition_penalty != 1:
-            device = self._penalties.device
             if self._seen is None:
                 shape = (len(self._samplings), self._vocabulary)
-                self._seen = torch.zeros(shape, dtype=torch.bool, device=device)
+                self._seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
             self._seen[row] = False
-            self._seen[row, torch.tensor(sorted(set(prompt)), device=device)] = True
+            self._seen[row, to_device(torch.tensor(sorted(set(prompt))), self._device)] = True
+
+    def ways(self, rows: Sequence[int]) -> Ways:
+        """What `pick` has to work out for some rows."""
+        samplings = [self._samplings[row] for row in rows]
+        return Ways(
+            any(sampling.temperature > 0 for sampling in samplings),
+            any(sampling.repetition_penalty != 1 for sampling in samplings),
+        )
 
     def choose(self, logits: Tensor, rows: Sequence[int], index: Tensor | None = None) -> Tensor:
         """The next token of some rows.
@@ -76,34 +101,58 @@ class Chooser:
         """
         if index is None:
             index = torch.tensor(rows, device=logits.device)
-        samplings = [self._samplings[row] for row in rows]
-        seen = self._seen
-        if not any(s.repetition_penalty != 1 for s in samplings):
-            seen = None
-        if seen is not None:
-            logits = _penalize(logits.float(), seen[index], self._penalties[index])
-        if any(s.temperature > 0 for s in samplings):
-            logits = self._perturb(logits.float(), rows, index)
-        tokens = logits.index_fill(1, self._never, -torch.inf).argmax(1)
-        if seen is not None:
-            seen[index, tokens] = True
-        for row in rows:
-            self._chosen[row] += 1
+        ways = self.ways(rows)
+        tokens = self.pick(logits, index, ways)
+        self.note(tokens, index, ways)
         return tokens
 
-    def _perturb(self, logits: Tensor, rows: Sequence[int], index: Tensor) -> Tensor:
-        """Logits whose largest is a draw from softmax(logits / temperature).
+    def pick(self, logits: Tensor, index: Tensor | slice, ways: Ways) -> Tensor:
+        """As `choose`, but nothing is changed, and what is worked out is said beforehand."""
+        if ways.penalizes and self._seen is not None:
+            logits = _penalize(logits.float(), self._seen[index], self._penalties[index])
+        if ways.draws:
+            # The Gumbel-max trick: the largest is a draw from softmax(logits / temperature). At
+            # temperature 0 nothing is added.
+            drawn = exponential(self._seeds[index], self._chosen[index], logits.shape[1])
+            logits = logits.float() - self._temperatures[index] * drawn.log_()
+        return logits.index_fill(1, self._never, -torch.inf).argmax(1)
 
-        The Gumbel-max trick: what is added is temperature x -log E, with E exponentially
-        distributed. ``torch.multinomial`` would wait for the device, and takes one generator for
-        all rows. At temperature 0 nothing is added.
-        """
-        noise = torch.ones_like(logits)
-        for row, drawn in zip(rows, noise, strict=True):
-            if self._samplings[row].temperature > 0:
-                self._generator.manual_seed(_mixed(self._samplings[row].seed, self._chosen[row]))
-                drawn.exponential_(generator=self._generator)
-        return logits - self._temperatures[index] * noise.log_()
+    def note(self, tokens: Tensor, index: Tensor | slice, ways: Ways) -> None:
+        """Keep in mind what was picked: of that the next choice of a row depends."""
+        if ways.penalizes and self._seen is not None:
+            self._seen[index] = self._seen[index].scatter(1, tokens[:, None], value=True)
+        self._chosen[index] += 1
+
+
+def exponential(seeds: Tensor, numbers: Tensor, size: int) -> Tensor:
+    """Exponentially distributed numbers that follow from where they stand, and from nothing else.
+
+    Args:
+        seeds: (batch,) int64.
+        numbers: (batch,) int64, which of a seed's draws it is.
+        size: how many for each.
+
+    Returns:
+        (batch, size), float32, between 2^-64 and 17.
+    """
+    keys = mixed(mixed(seeds + signed(GOLDEN)) + (numbers + 1) * signed(GOLDEN))
+    places = torch.arange(1, size + 1, device=seeds.device) * signed(GOLDEN)
+    bits = mixed(keys[:, None] + places)
+    # Small ones decide, so these are exact: as near to 0 as 64 bits can be.
+    uniform = bits.bitwise_right_shift_(1).bitwise_and_(2**63 - 1).float().mul_(2.0**-63)
+    return uniform.clamp_(2.0**-64, 1 - 2.0**-24).neg_().log1p_().neg_()
+
+
+def signed(number: int) -> int:
+    """An integer as the 64 bits with a sign that it is modulo 2^64."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def mixed(bits: Tensor) -> Tensor:
+    """SplitMix64's: neighbours have nothing in common any more. Changes what it is given."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        bits.bitwise_xor_((bits >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(signed(factor))
+    return bits
 
 
 def _penalize(logits: Tensor, seen: Tensor, penalties: Tensor) -> Tensor:
@@ -113,8 +162,3 @@ def _penalize(logits: Tensor, seen: Tensor, penalties: Tensor) -> Tensor:
     """
     weaker = torch.where(logits < 0, logits * penalties, logits / penalties)
     return torch.where(seen, weaker, logits)
-
-
-def _mixed(seed: int, token: int) -> int:
-    """The seed of one token's draw; neighbours have nothing in common."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {token}".encode(), digest_size=8).digest())

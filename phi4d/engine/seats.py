@@ -21,6 +21,8 @@ import torch
 from torch.nn import functional
 from transformers.models.phi4_multimodal import modeling_phi4_multimodal as upstream
 
+from phi4d.engine.rotary import Rotary
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Phi4MultimodalForCausalLM
@@ -35,12 +37,15 @@ class Seats:
     Args:
         model: whose layers it is for.
         count: how many answers may be written at a time.
-        length: the most tokens of a prompt with its answer.
+        length: the most tokens of a prompt with its answer; above 4,096 it is for prompts which
+            are longer than that.
     """
 
     def __init__(self, model: Phi4MultimodalForCausalLM, count: int, length: int) -> None:
         self.count = count
         self.length = length
+        bound = cast("int", model.config.original_max_position_embeddings)
+        self.rotary = Rotary.of(model, long=length > bound)
         shape = (count, _key_heads(model), length, _head_size(model))
         like = {"dtype": model.model.embed_tokens.weight.dtype, "device": model.device}
         # zeros: what is masked out must be a number all the same, or it would spoil the sum

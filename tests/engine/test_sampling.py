@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from phi4d.engine.sampling import Chooser
+from phi4d.engine.sampling import GOLDEN, Chooser, exponential, mixed, signed
 from phi4d.job import GREEDY, Sampling
 
 VOCABULARY = 50
@@ -120,6 +121,42 @@ def test_a_row_is_drawn_alone_as_in_a_batch_that_others_leave():
     rest = chosen(together, logits[6:, [1, 2]])
     assert list(zip(*first, strict=True)) == [tuple(row[:6]) for row in alone]
     assert list(zip(*rest, strict=True)) == [tuple(alone[row][6:]) for row in (1, 2)]
+
+
+def test_what_is_drawn_is_exponentially_distributed():
+    numbers = exponential(torch.arange(50), torch.arange(50) * 7, 20_000).double()
+    # five standard deviations of a million draws, whose own is 1
+    assert abs(float(numbers.mean()) - 1) < 5e-3
+    for bound in (1e-3, 0.1, 1.0, 5.0):
+        share = 1 - math.exp(-bound)
+        found = float((numbers < bound).double().mean())
+        assert abs(found - share) < 5 * (share * (1 - share) / 1e6) ** 0.5
+    assert float(numbers.min()) > 0
+    assert len(numbers.unique()) > 0.9 * numbers.numel()  # float32 tells no more apart
+
+
+def test_what_is_drawn_follows_from_seed_number_and_place_alone():
+    some = exponential(torch.tensor([3, 5, 3]), torch.tensor([0, 1, 1]), 64)
+    assert torch.equal(some[1:2], exponential(torch.tensor([5]), torch.tensor([1]), 64))
+    assert torch.equal(some[2, :10], exponential(torch.tensor([3]), torch.tensor([1]), 10)[0])
+    # neighbours in seed, number and place have nothing in common
+    one, other, next_one = some
+    for a, b in ((one, other), (one, next_one), (one[1:], one[:-1]), (one[1:], next_one[:-1])):
+        assert not bool((a == b).any())
+
+
+def test_bits_are_mixed_as_by_splitmix64():
+    # the first numbers of the reference implementation from the seed 1234567
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    states = 1234567 + torch.arange(1, 5) * signed(GOLDEN)
+    assert mixed(states).tolist() == [signed(number) for number in known]
+
+
+def test_any_integer_is_a_seed():
+    logits = steps(1)
+    for seed in (0, -1, 2**63 - 1, 2**64 - 1, 2**70 + 3):
+        tokens = chosen(chooser(Sampling(1.0, seed=seed)), logits)
+        assert tokens == chosen(chooser(Sampling(1.0, seed=seed % 2**64)), logits)
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 1e-6])

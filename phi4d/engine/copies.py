@@ -1,0 +1,23 @@
+"""From main memory to a device, without waiting for what the device does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: str) -> Tensor:
+    """A tensor on a device.
+
+    To a GPU it goes by way of pinned memory: a copy from any other would have this thread wait
+    until the device has done all that it was given before.
+
+    Args:
+        tensor: in main memory.
+        device: such as ``cuda:0``; on ``cpu`` nothing is copied.
+    """
+    if device.startswith("cuda"):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
