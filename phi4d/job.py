@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,10 @@ SAMPLE_RATE_HZ = 16_000
 """Rate of all audio inside phi4d: the model's feature extractor takes no other."""
 CROP_PX = 448
 """Side of the squares that pictures are cut into: the model's vision tower takes no other."""
+RECORDING_BYTES_S = 16_000
+"""Bytes of a second of a usual recording: 128 kbit/s. See `likely_seconds`."""
+LONGEST_LIKELY_SECONDS = 10_800.0
+"""No recording counts as longer: three hours. The store's index `job_due` has both numbers."""
 
 
 class Kind(StrEnum):
@@ -38,6 +42,10 @@ class State(StrEnum):
     FAILED = "failed"
     DROPPED = "dropped"
     """Overtaken by a newer version of the file, or the file is gone."""
+
+
+Priority = Literal["high", "normal", "low"]
+"""which inboxes' files go before which others"""
 
 
 class FinishReason(StrEnum):
@@ -91,6 +99,22 @@ class Inspection:
     """in words"""
 
 
+def likely_seconds(kind: Kind, size: int) -> float:
+    """What a file is likely to cost beyond what all of its kind do, as far as its size tells.
+
+    A recording counts for as long as it probably lasts, which is what it takes where the model is
+    no faster than the speaker. Pictures all count the same: the model sees a bounded number of
+    crops of each.
+
+    Args:
+        kind: of the file.
+        size: bytes.
+    """
+    if kind is Kind.IMAGE:
+        return 0.0
+    return min(size / RECORDING_BYTES_S, LONGEST_LIKELY_SECONDS)
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One version of one file under one inbox rule; a row in the store."""
@@ -115,6 +139,15 @@ class Job:
     queued: float = 0.0
     """since when it waits for its turn: it came in, or somebody wanted it again; seconds since
     the epoch"""
+
+    @property
+    def due(self) -> float:
+        """By what the jobs of a queue are ordered: since when it waits, and what it may cost.
+
+        A memo goes before a long recording that came a little earlier, but not before one that has
+        waited for longer than it lasts: so each has its turn. Seconds since the epoch.
+        """
+        return self.queued + likely_seconds(self.kind, self.fingerprint.size)
 
     @property
     def name(self) -> str:

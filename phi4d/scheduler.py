@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from phi4d.job import Job, Kind
+from phi4d.job import Job, Kind, Priority
 
 LONGEST_PAUSE_SECONDS = 300.0
 LONGEST_WAIT_SECONDS = 300.0
+PASSED_OVER = 7
+"""so many jobs of the highest priority that waits are taken, then one of the others"""
+RANKS: Mapping[Priority, int] = {"high": 0, "normal": 1, "low": 2}
+Queue = tuple[str, Kind]
+"""the jobs of one kind in one inbox"""
 
 
 def backoff(waits: int, first: float) -> float:
@@ -24,24 +30,86 @@ def backoff(waits: int, first: float) -> float:
     return seconds * random.uniform(0.8, 1.2)  # noqa: S311 -- no secret
 
 
-def pick(waiting: Sequence[Job], capacity: Mapping[Kind, int]) -> list[Job]:
-    """Choose what a worker takes next: jobs of one kind, the oldest first.
+class Turns:
+    """Whose turn it is. Not for several threads: each worker has its own.
 
-    The kinds are never mixed, because one adapter answers for a whole batch (correction G). A
-    job that was started before and not finished goes alone: if it takes the process down again,
-    it takes no other file's attempt with it.
+    The jobs of one kind in one inbox are a queue. Queues of inboxes with a higher priority go
+    first, but for one job in eight, which is the one of all others that has been due longest.
+    Queues of the same priority have their turns one after the other, however long each is: the one
+    that was served longest ago comes next. A job that was started before and not finished goes
+    alone: if it takes the process down again, it takes no other file's attempt with it.
 
     Args:
-        waiting: queued jobs, oldest first.
-        capacity: how many jobs of each kind at most.
+        priority: of an inbox, by its name; asked each time.
     """
-    if not waiting:
-        return []
-    first = waiting[0]
-    if first.attempts:
-        return [first]
-    same = [job for job in waiting if job.kind is first.kind and not job.attempts]
-    return same[: capacity[first.kind]]
+
+    def __init__(self, priority: Callable[[str], Priority] = lambda _: "normal") -> None:
+        self._priority = priority
+        self._count = 0
+        self._served: dict[Queue, int] = {}
+        """the number of the job that each queue gave last"""
+        self._passed_over = 0
+        """jobs that were taken, while others of a lower priority waited, since one of these was"""
+
+    def pick(self, waiting: Sequence[Job], count: int) -> list[Job]:
+        """Choose what is taken next, in order.
+
+        Args:
+            waiting: queued jobs, of each queue its head in order; so many that `count` can be had.
+            count: how many at most.
+        """
+        return self._more([], waiting, count)
+
+    def batch(self, waiting: Sequence[Job], capacity: Mapping[Kind, int]) -> list[Job]:
+        """Choose what is taken next, as `pick`, but of one kind, for a call that mixes none.
+
+        Of a batch, the first counts for the order of priorities.
+
+        Args:
+            waiting: as for `pick`.
+            capacity: how many jobs of each kind at most.
+        """
+        chosen = self.pick(waiting, 1)
+        if chosen:
+            first, passed_over = chosen[0], self._passed_over
+            same = [job for job in waiting if job.kind is first.kind and job is not first]
+            self._more(chosen, same, capacity[first.kind])
+            self._passed_over = passed_over
+        return chosen
+
+    def _more(self, chosen: list[Job], waiting: Sequence[Job], count: int) -> list[Job]:
+        queues: dict[Queue, deque[Job]] = {}
+        for job in waiting:
+            queues.setdefault((job.inbox, job.kind), deque()).append(job)
+        rank = {queue: RANKS[self._priority(queue[0])] for queue in queues}
+        while queues and len(chosen) < count and not (chosen and chosen[0].attempts):
+            highest = min(rank[queue] for queue in queues)
+            below = [queue for queue in queues if rank[queue] > highest]
+            queue = self._next(queues, below)
+            if queues[queue][0].attempts and chosen:
+                break  # the next call begins with it, and ends
+            chosen.append(queues[queue].popleft())
+            if not queues[queue]:
+                del queues[queue]
+            self._count += 1
+            self._served[queue] = self._count
+            if below:
+                self._passed_over = 0 if queue in below else self._passed_over + 1
+        return chosen
+
+    def _next(self, queues: Mapping[Queue, Sequence[Job]], below: Collection[Queue]) -> Queue:
+        """The queue whose turn it is.
+
+        Args:
+            queues: all that wait.
+            below: those of them that have not the highest priority.
+        """
+        if below and self._passed_over >= PASSED_OVER:
+            return min(below, key=lambda queue: queues[queue][0].due)
+        return min(
+            (queue for queue in queues if queue not in below),
+            key=lambda queue: (self._served.get(queue, 0), queues[queue][0].due),
+        )
 
 
 @dataclass(frozen=True, slots=True)

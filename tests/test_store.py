@@ -189,14 +189,53 @@ class TestClaim:
             store.finish(job)
         assert not store.busy(["a", "b"])
 
-    def test_the_oldest_come_first(self, store: Store) -> None:
-        store.add([arrival(b"z"), arrival(b"a")])
+    def test_the_oldest_come_first_and_are_got_in_the_order_that_was_wanted(
+        self, store: Store
+    ) -> None:
+        store.add([arrival(b"z"), arrival(b"a"), arrival(b"b")])
         assert [job.path for job in store.waiting(1, ["in"])] == [b"z"]
-        assert [job.path for job in store.claim([2, 1], "cpu")] == [b"z", b"a"]
+        assert [job.path for job in store.claim([3, 99, 1, 2], "cpu")] == [b"b", b"z", b"a"]
+
+    def test_of_each_kind_in_each_inbox_so_many_and_the_small_ones_first(
+        self, store: Store, clock: Clock
+    ) -> None:
+        # given long recordings, then pictures and memos in two inboxes
+        hour, memo = 57_600_000, 100_000
+        for n, (inbox, kind, size) in enumerate(
+            [("in", Kind.AUDIO, hour)] * 2
+            + [("in", Kind.IMAGE, hour), *[("in", Kind.IMAGE, memo)] * 4]
+            + [("in", Kind.AUDIO, memo), ("other", Kind.AUDIO, memo)]
+        ):
+            store.add([Arrival(inbox, b"%d" % n, kind, Fingerprint(n, size, 0))])
+            clock.advance(60)
+        # when the heads of the queues are asked for
+        names = [(job.inbox, job.name) for job in store.waiting(2, ["in", "other"])]
+        # then none stands in another's way
+        assert names == [("in", "2"), ("in", "3"), ("in", "7"), ("in", "0"), ("other", "8")]
+
+    @given(st.sampled_from(Kind), st.integers(0, 2**45), st.floats(1, 2e9))
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    def test_a_job_is_due_when_the_index_has_it(
+        self, store: Store, kind: Kind, size: int, queued: float
+    ) -> None:
+        with store._write() as db:
+            db.execute("DELETE FROM job")
+        store._clock = lambda: queued
+        store.add([Arrival("in", b"a", kind, Fingerprint(1, size, 0))])
+        (job,) = store.waiting(1, ["in"])
+        ((due,),) = store._db.execute(f"SELECT {schema.DUE} FROM job")  # noqa: S608 -- ours
+        assert job.due == due
+
+    def test_what_is_wanted_again_is_due_from_then_on(self, store: Store, clock: Clock) -> None:
+        store.add([arrival(b"failed"), arrival(b"waits")])
+        store.fail(*store.claim([1], "cpu"), "file", "bad")
+        clock.advance(1)
+        store.retry("in")
+        assert [job.path for job in store.waiting(2, ["in"])] == [b"waits", b"failed"]
 
     @pytest.mark.parametrize(
         ("call", "index"),
-        [("busy", "job_running"), ("busy", "(inbox=?)"), ("waiting", "job_queue")],
+        [("busy", "job_running"), ("busy", "(inbox=?)"), ("waiting", "job_due")],
     )
     def test_a_million_finished_jobs_do_not_slow_it_down(
         self, store: Store, call: str, index: str
@@ -205,11 +244,12 @@ class TestClaim:
         store._db.set_trace_callback(asked.append)
         store.busy(["x"]) if call == "busy" else store.waiting(5, ["x"])
         store._db.set_trace_callback(None)
-        (query,) = asked
+        assert len(asked) == (1 if call == "busy" else len(Kind))
+        query = asked[0]
         plan = " ".join(row[-1] for row in store._db.execute("EXPLAIN QUERY PLAN " + query))
         assert index in plan
         assert "SCAN job USING" in plan or "SEARCH job USING" in plan
-        assert "job_state" not in plan
+        assert "TEMP B-TREE" not in plan
 
     def test_jobs_to_pass_over_do_not_count_towards_the_limit(self, store: Store) -> None:
         store.add([arrival(b"%d" % n) for n in range(1000)])
@@ -835,6 +875,23 @@ class TestFile:
             due = store.hook_due(("in", State.DONE))
             assert due is not None
             assert (due.path, due.facts) == (b"a", {"device": "cpu"})
+        # and it is a store like any new one
+        Store(path.with_name("new")).close()
+        assert outline(path) == outline(path.with_name("new"))
+
+    def test_a_store_of_the_sixth_version_is_brought_up_to_date(self, path: Path) -> None:
+        # given a store with one queue an inbox
+        with Store(path) as store:
+            store.add([arrival(b"large"), arrival(b"small")])
+            store._db.executescript(
+                "UPDATE job SET kind = 'audio', size = 160000 WHERE id = 1; DROP INDEX job_due;"
+                "CREATE INDEX job_queue ON job (inbox, id) WHERE state = 'queued';"
+                "PRAGMA user_version = 6;"
+            )
+        # when a daemon opens it
+        with Store(path) as store:
+            # then each kind has its own
+            assert [job.path for job in store.waiting(1, ["in"])] == [b"small", b"large"]
         # and it is a store like any new one
         Store(path.with_name("new")).close()
         assert outline(path) == outline(path.with_name("new"))

@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 SQLITE_VERSION = sqlite3.sqlite_version_info
 PROGRESS_OPCODES = 100_000  # of SQLite's machine, some milliseconds
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
+DUE = "coalesce(queued, added) + iif(kind = 'audio', min(size / 16000.0, 10800.0), 0.0)"
+"""`Job.due` in SQL, word for word as `job_due` has it, or SQLite does not see that it is the same;
+other numbers want another index, and so a migration"""
 _HOOKS = """
 CREATE TABLE hook (                         -- what is to be run or told because a job has ended
     id         INTEGER PRIMARY KEY,
@@ -78,10 +81,10 @@ CREATE TABLE notice (                       -- what keeps an inbox from working,
     PRIMARY KEY (inbox, about)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX job_answer ON job (size, question) WHERE state = 'done' AND content IS NOT NULL;
-CREATE INDEX job_queue ON job (inbox, id) WHERE state = 'queued';
 CREATE INDEX job_put_off ON job (id) WHERE state = 'queued' AND next_try > 0;
 CREATE INDEX job_original ON job (id) WHERE original = 'due';
 """
+_QUEUES = f"CREATE INDEX job_due ON job (inbox, kind, {DUE}) WHERE state = 'queued';"
 SCHEMA = (
     """
 CREATE TABLE job (
@@ -119,6 +122,7 @@ CREATE INDEX job_running ON job (id) WHERE state = 'running';
     + _TALLY
     + _HOOKS
     + _FAILURES
+    + _QUEUES
 )
 MIGRATIONS = {
     1: "ALTER TABLE job ADD COLUMN deaths INTEGER NOT NULL DEFAULT 0;",
@@ -145,6 +149,7 @@ ALTER TABLE job ADD COLUMN queued REAL;
     + _TALLY,
     4: _HOOKS,
     5: "DROP INDEX job_failed;" + _FAILURES,
+    6: "DROP INDEX IF EXISTS job_queue;" + _QUEUES,
 }
 """what makes the next version of a store of this version"""
 _PASSING = {

@@ -24,7 +24,7 @@ from phi4d.job import Arrival, Fingerprint, Job, Kind, State
 from phi4d.store import hooks, reader
 from phi4d.store.hooks import Facts, Target
 from phi4d.store.rows import JOB_COLUMNS, LONGEST_WAIT_SECONDS, Chosen, Due, Paused, Row, job
-from phi4d.store.schema import open_store
+from phi4d.store.schema import DUE, open_store
 
 ADD_ROWS = 2_000  # rows a transaction; a million files then take some 10 s
 FIRST_FEW = 10
@@ -219,35 +219,43 @@ class Store:
     # ---- what a worker does with it
 
     def waiting(
-        self, limit: int, inboxes: Sequence[str], without: Collection[int] = ()
+        self, each: int, inboxes: Sequence[str], without: Collection[int] = ()
     ) -> list[Job]:
-        """The oldest queued jobs of some inboxes that may be tried now; a look, not a claim.
+        """What may be tried now of some inboxes, from the head of each queue; a look, not a claim.
 
-        Jobs of other inboxes, which pause or are configured no more, do not stand in the way.
+        The jobs of one kind in one inbox are a queue, in the order in which they are due (see
+        `Job.due`). However many wait in another queue, and whatever that inbox has become, they do
+        not stand in the way.
 
         Args:
-            limit: how many at most.
+            each: how many of each queue at most.
             inboxes: their names.
             without: ids of jobs to pass over; they do not count towards the limit.
+
+        Returns:
+            The queues, one after the other.
         """
         now = self._clock()
+        passed_over = json.dumps(list(without))
         rows: list[tuple[Any, ...]] = []
         with self._read() as db:
-            for inbox in inboxes:  # each by its index, however many wait in the others
-                rows += db.execute(
-                    f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'queued' AND inbox = ?"
-                    " AND next_try NOT BETWEEN ? AND ?"
-                    " AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?",
-                    (inbox, now, now + LONGEST_WAIT_SECONDS, json.dumps(list(without)), limit),
-                ).fetchall()
-        return [job(row) for row in sorted(rows)[:limit]]
+            for inbox in inboxes:  # each by its index
+                for kind in Kind:
+                    rows += db.execute(
+                        f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'queued' AND inbox = ?"
+                        " AND kind = ? AND next_try NOT BETWEEN ? AND ?"
+                        " AND id NOT IN (SELECT value FROM json_each(?))"
+                        f" ORDER BY {DUE}, id LIMIT ?",
+                        (inbox, kind, now, now + LONGEST_WAIT_SECONDS, passed_over, each),
+                    ).fetchall()
+        return [job(row) for row in rows]
 
     def claim(self, ids: Sequence[int], device: str) -> list[Job]:
         """Move queued jobs to running and count the attempt, in one statement.
 
         Returns:
-            The jobs that this call got; those that another worker had first, and those whose
-            inbox somebody paused, are missing.
+            The jobs that this call got, in the order of the ids; those that another worker had
+            first, and those whose inbox somebody paused, are missing.
         """
         marks = ",".join("?" * len(ids))
         with self._write() as db:
@@ -258,7 +266,8 @@ class Store:
                 f" RETURNING {JOB_COLUMNS}",
                 (device, self._clock(), *ids),
             ).fetchall()
-        return sorted((job(row) for row in rows), key=lambda job: job.id)
+        got = {row[0]: job(row) for row in rows}
+        return [got[job_id] for job_id in ids if job_id in got]
 
     def finish(
         self,

@@ -11,12 +11,11 @@ from __future__ import annotations
 from phi4d.worker.asking import DEVICE_DEATHS
 from phi4d.worker.endings import DECODER_TRIES, Surroundings
 from phi4d.worker.originals import Originals
-from phi4d.worker.thread import LOOK_AHEAD, Worker
+from phi4d.worker.thread import Worker
 
 __all__ = [
     "DECODER_TRIES",
     "DEVICE_DEATHS",
-    "LOOK_AHEAD",
     "Originals",
     "Surroundings",
     "Worker",

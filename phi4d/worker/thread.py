@@ -18,7 +18,7 @@ from phi4d.job import GREEDY, Job, Kind, Piece, Result, Sampling, display_name, 
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.meter import Meter, Phase
 from phi4d.outputs import told
-from phi4d.scheduler import Pauses, pick
+from phi4d.scheduler import Pauses, Turns
 from phi4d.slots import Slots
 from phi4d.store import Store
 from phi4d.task import Rule, Task
@@ -28,7 +28,6 @@ from phi4d.worker.originals import Originals
 
 log = logging.getLogger(__name__)
 
-LOOK_AHEAD = 256  # waiting jobs that the scheduler sees at once
 IDLE_SECONDS = 1.0
 BUSY_SECONDS = 30.0  # how often a model that was unloaded is tried again if it cannot be loaded
 _ANYWHERE = Surroundings()
@@ -98,6 +97,7 @@ class Worker(threading.Thread):
         self._clock = clock
         self._next_call = clock()
         """before that nothing is taken: other programs have the memory that the model wants"""
+        self._turns = Turns()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._aborting = threading.Event()
@@ -268,8 +268,9 @@ class Worker(threading.Thread):
                 if self._pauses.on_trial(inbox) and not self._store.busy([inbox]):
                     self._endings.try_again(inbox)
             refused = self._slots.refused(self._engine.device)
-            waiting = self._store.waiting(LOOK_AHEAD, inboxes, refused)
-            chosen = pick(waiting, self._asking.capacity())
+            capacity = self._asking.capacity()
+            waiting = self._store.waiting(max(capacity.values()), inboxes, refused)
+            chosen = self._turns.batch(waiting, capacity)
             for inbox in {job.inbox for job in chosen}:
                 if self._pauses.on_trial(inbox) and not self._endings.can_go_on(inbox):
                     chosen = [job for job in chosen if job.inbox != inbox]

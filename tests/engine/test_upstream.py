@@ -171,7 +171,7 @@ def test_g_upstream_projects_audio_otherwise_beside_a_picture(upstream):
     mixed = tower(ids, embeds, **media, **audio)
     alone = tower(ids[1:], embeds[1:], **audio)
     apart = float((mixed[1] - alone[0]).abs().max())
-    assert apart > 1e-3, mended("G", "one kind a batch, in `check_requests` and `scheduler.pick`")
+    assert apart > 1e-3, mended("G", "one kind a batch, in `check_requests` and `Turns.batch`")
 
 
 def test_g_avoided_a_batch_of_two_kinds_is_refused(engine):

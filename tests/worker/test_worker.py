@@ -23,7 +23,8 @@ from phi4d.engine.resident import Resident
 from phi4d.errors import DecoderDied, DeviceError, DeviceLost, EnvironmentFault
 from phi4d.job import Arrival, Completion, Fingerprint, Job, Kind, Request, Sampling
 from phi4d.ladder import size
-from phi4d.worker import DECODER_TRIES, DEVICE_DEATHS, LOOK_AHEAD, Worker
+from phi4d.scheduler import Turns
+from phi4d.worker import DECODER_TRIES, DEVICE_DEATHS, Worker
 
 
 class TestWork:
@@ -52,7 +53,7 @@ class TestWork:
         engine = FakeEngine()
         desk.start(engine, batch_size=3)
         desk.wait_for(8)
-        assert [len(call) for call in engine.calls] == [3, 2, 3]
+        assert [len(call) for call in engine.calls] == [3, 3, 2]
         assert all(len({request.kind for request in call}) == 1 for call in engine.calls)
 
     def test_the_engine_is_asked_as_was_configured_and_the_record_says_so(
@@ -88,8 +89,7 @@ class TestWork:
         self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
         desk.store.add(
-            Arrival("former", b"%d.png" % n, Kind.IMAGE, Fingerprint(n, n, n))
-            for n in range(LOOK_AHEAD + 1)
+            Arrival("former", b"%d.png" % n, Kind.IMAGE, Fingerprint(n, n, n)) for n in range(99)
         )
         desk.add(make_picture(desk.inbox / "a.png"))
         desk.start(FakeEngine())
@@ -607,7 +607,7 @@ class TestLostDevice:
         self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
-        monkeypatch.setattr("phi4d.worker.thread.pick", lambda waiting, capacity: list(waiting))
+        monkeypatch.setattr(Turns, "batch", lambda *_: desk.store.waiting(3, ["in"]))
         worker = desk.start(FakeEngine(failures={2: self.LOST}), batch_size=1)
         worker.join(WAIT_SECONDS)
         assert self.waiting(desk) == [("1.png", 1, 1), ("2.png", 0, 0)]
@@ -686,7 +686,7 @@ class TestStop:
         self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
-        monkeypatch.setattr("phi4d.worker.thread.pick", lambda waiting, capacity: list(waiting))
+        monkeypatch.setattr(Turns, "batch", lambda *_: desk.store.waiting(3, ["in"]))
         engine = FakeEngine(gate=threading.Event())
         worker = desk.start(engine, batch_size=1)
         assert engine.entered.wait(WAIT_SECONDS)
