@@ -19,8 +19,9 @@ from phi4d.engine.copies import to_device
 from phi4d.engine.decoding import go_on, read_prompts
 from phi4d.engine.embedding import Prompt, embed
 from phi4d.engine.faults import device_faults
+from phi4d.engine.graphs import Captured, Graphs, rows_shape, span_shape
 from phi4d.engine.loader import Loaded
-from phi4d.engine.sampling import Chooser
+from phi4d.engine.sampling import Chooser, Ways
 from phi4d.engine.seats import SPAN, Filling, Going, Seats, stretches
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Lane:
         loaded: the model.
         adapter: ``vision`` or ``speech``.
         never: ids that are not to be answered.
+        graphs: by which steps are replayed; None: each step has no more than it needs.
 
     Attributes:
         waiting: in order of arrival.
@@ -91,10 +93,18 @@ class Lane:
         most: rows at a time that memory has been enough for; None: any.
     """
 
-    def __init__(self, loaded: Loaded, adapter: str, never: Collection[int]) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        adapter: str,
+        never: Collection[int],
+        graphs: Graphs | None = None,
+    ) -> None:
         self._loaded = loaded
         self._adapter = adapter
         self._never = never
+        self._graphs = graphs
+        self._captured: Captured = {}
         self._model = loaded.models[adapter]
         self._device = str(self._model.device)
         self._seats: Seats | None = None
@@ -139,10 +149,12 @@ class Lane:
             )
             self._tokens = torch.zeros(count, dtype=torch.int64, device=self._device)
             self._positions = torch.zeros_like(self._tokens)
+            self._live = torch.zeros_like(self._tokens, dtype=torch.bool)
             self._seats = Seats(self._model, count, length)
 
     def close(self) -> None:
         """Have no cache; nothing may be running."""
+        self._captured = {}
         self._seats = self._batch = None
 
     def admit(self, tickets: Sequence[Ticket], beat: Callable[[], None]) -> Chosen:
@@ -194,15 +206,33 @@ class Lane:
         with device_faults(self._device, f"answering {len(rows)} requests"):
             if self._batch is None:
                 index = to_device(torch.tensor(rows), self._device)
+                self._live.zero_()[index] = True
                 self._batch = index, stretches(rows)
             index, runs = self._batch
-            positions = self._positions[index]
-            going = Going.at(seats, index, runs, positions, longest)
-            logits = go_on(self._loaded.use(self._adapter), self._tokens[index], going)
-            tokens = self._chooser.choose(logits, rows, index)
-            self._tokens[index] = tokens
-            self._positions[index] = positions + 1
+            if self._graphs is not None:
+                shape = rows_shape(rows[-1] + 1, seats.count), span_shape(longest + 1, seats.length)
+                ways = self._chooser.ways(rows)
+                self._graphs.run(self._captured, (*shape, ways), lambda: self._step(*shape, ways))
+                tokens = self._tokens[index]
+            else:
+                positions = self._positions[index]
+                going = Going.at(seats, index, runs, positions, longest)
+                logits = go_on(self._loaded.use(self._adapter), self._tokens[index], going)
+                tokens = self._chooser.choose(logits, rows, index)
+                self._tokens[index] = tokens
+                self._positions[index] = positions + 1
         return self._chosen(tickets, tokens)
+
+    def _step(self, count: int, span: int, ways: Ways) -> None:
+        """A step of the lowest seats in their places, the tokens of those that are taken."""
+        rows = slice(count)
+        tokens, positions, live = self._tokens[rows], self._positions[rows], self._live[rows]
+        going = Going.over(self._open_seats(), positions, live, span)
+        logits = go_on(self._loaded.use(self._adapter), tokens, going)
+        chosen = self._chooser.pick(logits, rows, ways)
+        self._chooser.note(chosen, rows, ways, live)
+        tokens.copy_(torch.where(live, chosen, tokens))
+        positions.add_(live)
 
     def leave(self, ticket: Ticket) -> None:
         """A request needs its seat no more, if it has one."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection
 import torch
 
 from phi4d.engine.embedding import Prompt
+from phi4d.engine.graphs import Graphs
 from phi4d.engine.grouping import alike
 from phi4d.engine.lane import Chosen, Lane, Ticket, rounded
 from phi4d.engine.loader import Loaded
@@ -43,6 +44,7 @@ class Loop:
         late: look at tokens a step late; None: on a GPU.
         sheds: too little memory for all who are running makes the younger half wait; if not, they
             all fail, so that the caller may ask for less.
+        graphs: see `Lane`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Loop:
         prompt_tokens: int | None = None,
         late: bool | None = None,
         sheds: bool = True,
+        graphs: Graphs | None = None,
     ) -> None:
         self._loaded = loaded
         self._stop = frozenset(stop)
@@ -66,6 +69,7 @@ class Loop:
         self._prompt_tokens = prompt_tokens or PROMPT_TOKENS[device]
         self._late = device != "cpu" if late is None else late
         self._sheds = sheds
+        self._graphs = graphs
         self._numbers = itertools.count()
         self._lanes: dict[tuple[str, bool], Lane] = {}
         self._unread: deque[tuple[Lane, Chosen]] = deque()
@@ -156,7 +160,7 @@ class Loop:
     def _lane(self, adapter: str, *, long: bool) -> Lane:
         key = adapter, long
         if key not in self._lanes:
-            self._lanes[key] = Lane(self._loaded, adapter, self._never)
+            self._lanes[key] = Lane(self._loaded, adapter, self._never, self._graphs)
         return self._lanes[key]
 
     def _admit(self, beat: Callable[[], None]) -> None:

@@ -24,6 +24,7 @@ from phi4d.engine import devices
 from phi4d.engine.checkpoint import Checkpoint, read
 from phi4d.engine.embedding import Clip, Prompt
 from phi4d.engine.faults import give_back, trim
+from phi4d.engine.graphs import Graphs
 from phi4d.engine.lane import Ticket
 from phi4d.engine.loader import Loaded, Progress, load
 from phi4d.engine.loop import Loop
@@ -63,6 +64,7 @@ class Phi4Engine:
         device: str,
         precision: str = "",
         max_crops: int = MAX_CROPS,
+        graphs: Graphs | None = None,
     ) -> None:
         self._loaded: Loaded | None = loaded
         self._tokens = tokens
@@ -70,6 +72,7 @@ class Phi4Engine:
         self._device = device
         self._precision = precision
         self._max_crops = max_crops
+        self._graphs = graphs
         self._turn = threading.Lock()
 
     @classmethod
@@ -125,6 +128,8 @@ class Phi4Engine:
             device=slot.device,
             precision=slot.precision,
             max_crops=max_crops or checkpoint.max_crops or MAX_CROPS,
+            # weights that are brought in layer by layer come by copies that cannot be captured
+            graphs=None if slot.device == "cpu" or slot.offload_bytes else Graphs(slot.device),
         )
 
     @property
@@ -273,6 +278,7 @@ class Phi4Engine:
             rows=rows,
             cache_tokens=int(room / token_bytes(next(iter(loaded.models.values())))),
             sheds=sheds,
+            graphs=self._graphs,
         )
 
     def _completion(self, ticket: Ticket) -> Completion:

@@ -103,7 +103,7 @@ class Chooser:
             index = torch.tensor(rows, device=logits.device)
         ways = self.ways(rows)
         tokens = self.pick(logits, index, ways)
-        self.note(tokens, index, ways)
+        self.note(tokens, index, ways, torch.ones_like(tokens, dtype=torch.bool))
         return tokens
 
     def pick(self, logits: Tensor, index: Tensor | slice, ways: Ways) -> Tensor:
@@ -117,11 +117,12 @@ class Chooser:
             logits = logits.float() - self._temperatures[index] * drawn.log_()
         return logits.index_fill(1, self._never, -torch.inf).argmax(1)
 
-    def note(self, tokens: Tensor, index: Tensor | slice, ways: Ways) -> None:
-        """Keep in mind what was picked: of that the next choice of a row depends."""
+    def note(self, tokens: Tensor, index: Tensor | slice, ways: Ways, live: Tensor) -> None:
+        """Keep in mind what was picked, where ``live``: the next choice of a row depends on it."""
         if ways.penalizes and self._seen is not None:
-            self._seen[index] = self._seen[index].scatter(1, tokens[:, None], value=True)
-        self._chosen[index] += 1
+            seen, column = self._seen[index], tokens[:, None]
+            self._seen[index] = seen.scatter(1, column, seen.gather(1, column) | live[:, None])
+        self._chosen[index] += live
 
 
 def exponential(seeds: Tensor, numbers: Tensor, size: int) -> Tensor:

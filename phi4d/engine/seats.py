@@ -39,6 +39,12 @@ class Seats:
         count: how many answers may be written at a time.
         length: the most tokens of a prompt with its answer; above 4,096 it is for prompts which
             are longer than that.
+
+    Attributes:
+        key_places: by layer, (key heads, places, size): all seats one behind the other.
+        value_places: the same.
+        keys: the same memory by seat, (count, key heads, length, size).
+        values: the same.
     """
 
     def __init__(self, model: Phi4MultimodalForCausalLM, count: int, length: int) -> None:
@@ -46,13 +52,25 @@ class Seats:
         self.length = length
         bound = cast("int", model.config.original_max_position_embeddings)
         self.rotary = Rotary.of(model, long=length > bound)
-        shape = (count, _key_heads(model), length, _head_size(model))
+        heads, size = _key_heads(model), _head_size(model)
+        shape = (heads, count * length + 1, size)
         like = {"dtype": model.model.embed_tokens.weight.dtype, "device": model.device}
         # zeros: what is masked out must be a number all the same, or it would spoil the sum
-        self.keys = [torch.zeros(shape, **like) for _ in model.model.layers]
-        self.values = [torch.zeros(shape, **like) for _ in model.model.layers]
+        self.key_places = [torch.zeros(shape, **like) for _ in model.model.layers]
+        self.value_places = [torch.zeros(shape, **like) for _ in model.model.layers]
+        self.keys = [self._by_seat(places) for places in self.key_places]
+        self.values = [self._by_seat(places) for places in self.value_places]
         self._free = list(range(count))
         self._written = [0] * count
+
+    def _by_seat(self, places: Tensor) -> Tensor:
+        heads, _, size = places.shape
+        return places[:, :-1].view(heads, self.count, self.length, size).transpose(0, 1)
+
+    @property
+    def nowhere(self) -> int:
+        """The place behind all seats: what is written there nobody reads."""
+        return self.count * self.length
 
     @property
     def free(self) -> int:
@@ -106,12 +124,12 @@ class Going:
     """The cache for a step of one token a row."""
 
     seats: Seats
-    rows: Tensor
-    """(batch,) the seats of the rows, ascending"""
     runs: Sequence[tuple[int, int, int]]
-    """the same as stretches of neighbours: first and last row (exclusive), and the first's seat"""
+    """the rows as stretches of neighbours: first and last (exclusive), and the first's seat"""
     positions: Tensor
     """(batch,) where each row's token stands"""
+    places: Tensor
+    """(batch,) the same among the places of all seats"""
     mask: Tensor
     """(batch, 1, 1, span) to add to the scores: 0 up to a row's token, minus infinity beyond"""
 
@@ -124,20 +142,35 @@ class Going:
         positions: Tensor,
         longest: int,
     ) -> Going:
-        """A step.
+        """A step of some seats.
 
         Args:
             seats: the cache.
-            rows: see `Going.rows`.
+            rows: (batch,) the rows' seats, ascending.
             runs: see `stretches`.
             positions: see `Going.positions`.
             longest: of the positions, which are on the device, no less than the largest.
         """
         span = min(seats.length, -(-(longest + 1) // SPAN) * SPAN)
-        beyond = torch.arange(span, device=rows.device) > positions[:, None]
-        mask = torch.zeros(beyond.shape, dtype=seats.keys[0].dtype, device=rows.device)
-        mask.masked_fill_(beyond, -torch.inf)
-        return cls(seats, rows, runs, positions, mask[:, None, None])
+        places = rows * seats.length + positions
+        return cls(seats, runs, positions, places, _up_to(positions, span, seats))
+
+    @classmethod
+    def over(cls, seats: Seats, positions: Tensor, live: Tensor, span: int) -> Going:
+        """A step of the lowest seats, whoever has them: the same calls each time.
+
+        Args:
+            seats: the cache.
+            positions: (batch,) of the lowest ``batch`` seats.
+            live: (batch,) bool, which of them are gone on with; the others are worked out in vain,
+                and what is in them stays as it is.
+            span: no position of a live one is so large.
+        """
+        count = len(positions)
+        places = torch.arange(count, device=positions.device) * seats.length + positions
+        places = torch.where(live, places, seats.nowhere)
+        mask = _up_to(positions, span, seats)
+        return cls(seats, [(0, count, 0)], positions, places, mask)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Keep the keys and values of the tokens, and let these attend to all of their rows.
@@ -156,8 +189,8 @@ class Going:
             (batch, 1, heads x size).
         """
         keys, values = self.seats.keys[layer], self.seats.values[layer]
-        keys[self.rows, :, self.positions] = key[:, :, 0]
-        values[self.rows, :, self.positions] = value[:, :, 0]
+        self.seats.key_places[layer][:, self.places] = key[:, :, 0].transpose(0, 1)
+        self.seats.value_places[layer][:, self.places] = value[:, :, 0].transpose(0, 1)
         batch, heads, size = key.shape[0], key.shape[1], key.shape[3]
         query = query.reshape(batch, heads, -1, size)
         span = self.mask.shape[-1]
@@ -173,6 +206,13 @@ class Going:
         ]
         out = made[0] if len(made) == 1 else torch.cat(made)
         return out.reshape(batch, 1, -1)
+
+
+def _up_to(positions: Tensor, span: int, seats: Seats) -> Tensor:
+    """`Going.mask`."""
+    beyond = torch.arange(span, device=positions.device) > positions[:, None]
+    mask = torch.zeros(beyond.shape, dtype=seats.keys[0].dtype, device=positions.device)
+    return mask.masked_fill_(beyond, -torch.inf)[:, None, None]
 
 
 class SeatedAttention(upstream.Phi4MultimodalAttention):

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from phi4d.engine import lane as lanes
+from phi4d.engine.graphs import Graphs
 from phi4d.engine.grouping import WASTE, alike
 from phi4d.engine.loop import Loop
 from phi4d.engine.phi4 import ADAPTER, Phi4Engine
@@ -29,6 +30,8 @@ from phi4d.job import Completion, Kind, Request, Sampling
 TOKENS = 20
 """of the longest answers"""
 NONE: frozenset[int] = frozenset()
+both_forms = pytest.mark.parametrize("graphs", [None, Graphs("cpu")], ids=["eager", "static"])
+"""of the step: as it is needed, and in the shapes that CUDA graphs are captured in"""
 FULL = "CUDA out of memory. Tried to allocate 20.00 GiB"
 
 
@@ -159,11 +162,12 @@ def faults(model, broken, full_at=()):
     cache_tokens=st.sampled_from([1, 300, 100_000]),
     prompt_tokens=st.sampled_from([1, 150, 10_000]),
     late=st.booleans(),
+    static=st.booleans(),
     stop=st.sets(st.integers(0, 9)),
     full_at=st.sets(st.integers(3, 40), max_size=2),
 )
 def test_joining_and_leaving_in_every_order_equals_one_at_a_time(
-    engine, pool, visits, rows, cache_tokens, prompt_tokens, late, stop, full_at
+    engine, pool, visits, rows, cache_tokens, prompt_tokens, late, static, stop, full_at
 ):
     # given requests that come, are cancelled, fail, and a device that is full now and then
     likely = sorted({token for answer in pool.answers for token in answer})
@@ -179,6 +183,7 @@ def test_joining_and_leaving_in_every_order_equals_one_at_a_time(
         prompt_tokens=prompt_tokens,
         late=late,
         stop=stop,
+        graphs=Graphs("cpu") if static else None,
     )
     tickets, ended = {}, []
     # when they come and go
@@ -209,8 +214,9 @@ def test_joining_and_leaving_in_every_order_equals_one_at_a_time(
     assert all_seats_are_free(it)
 
 
-def test_without_faults_every_request_is_answered(engine, pool):
-    it = loop(engine, rows=3, late=True)
+@both_forms
+def test_without_faults_every_request_is_answered(engine, pool, graphs):
+    it = loop(engine, rows=3, late=True, graphs=graphs)
     tickets = [it.submit(*one) for one in pool.asked]
     run(it)
     assert [ticket.answer for ticket in tickets] == pool.answers
@@ -227,9 +233,10 @@ def test_one_that_is_done_is_handed_out_while_others_go_on(engine, pool):
     assert it.busy
 
 
-def test_what_is_too_little_memory_for_all_makes_some_wait_and_nobody_fail(engine, pool):
+@both_forms
+def test_what_is_too_little_memory_for_all_makes_some_wait_and_nobody_fail(engine, pool, graphs):
     # given four rows that do not fit, as their fifth token is chosen
-    it = loop(engine)
+    it = loop(engine, graphs=graphs)
     with faults(engine._loaded.models["speech"], (), full_at={7}):
         tickets = [it.submit(*pool.asked[i]) for i in (1, 2, 3, 5)]
         run(it)
@@ -278,8 +285,9 @@ def test_a_device_that_is_lost_ends_the_step(engine, pool):
     assert all_seats_are_free(it)
 
 
-def test_what_a_row_left_that_was_no_number_does_not_reach_the_next(engine, pool):
-    it = loop(engine, rows=1)
+@both_forms
+def test_what_a_row_left_that_was_no_number_does_not_reach_the_next(engine, pool, graphs):
+    it = loop(engine, rows=1, graphs=graphs)
     it.submit(*pool.asked[4])
     run(it)
     (lane,) = it._lanes.values()
@@ -350,6 +358,28 @@ def test_a_picture_behind_many_recordings_is_not_starved(engine, pool):
     assert all_seats_are_free(it)
 
 
+def test_what_is_worked_out_in_vain_changes_no_seat(engine, pool):
+    # given seats that are free among those that are taken, with something in them
+    it = loop(engine, rows=4, graphs=Graphs("cpu"))
+    short, *others = (
+        it.submit(dataclasses.replace(pool.asked[i][0], limit=limit), pool.asked[i][1])
+        for i, limit in ((7, 2), (1, TOKENS), (6, TOKENS))
+    )
+    while not short.ended:
+        it.step(lambda: None)
+    (lane,) = it._lanes.values()
+    (free,) = set(range(3)) - set(lane.running)
+    before = [tensor[free].clone() for tensor in (*lane._seats.keys, *lane._seats.values)]
+    seen = lane._chooser._seen[free].clone()
+    # when the others are gone on with
+    run(it)
+    # then it is as it was
+    after = [tensor[free] for tensor in (*lane._seats.keys, *lane._seats.values)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert torch.equal(lane._chooser._seen[free], seen)
+    assert [ticket.answer for ticket in others] == [pool.answers[i] for i in (1, 6)]
+
+
 def test_requests_may_come_from_another_thread(engine, pool):
     it = loop(engine)
     tickets, some = [], threading.Event()
@@ -369,10 +399,11 @@ def test_requests_may_come_from_another_thread(engine, pool):
     assert [ticket.answer for ticket in tickets] == pool.answers
 
 
-def test_long_prompts_are_answered_beside_short_ones_as_alone(engine, pool):
+@both_forms
+def test_long_prompts_are_answered_beside_short_ones_as_alone(engine, pool, graphs):
     long = asked(engine, long_clip(engine, 4200, 5), 5)
     expected = alone(engine, *long)
-    it = loop(engine)
+    it = loop(engine, graphs=graphs)
     tickets = [it.submit(*one) for one in (pool.asked[0], long, pool.asked[3])]
     run(it)
     assert [ticket.answer for ticket in tickets] == [pool.answers[0], expected, pool.answers[3]]

@@ -1,0 +1,44 @@
+"""The shapes in which steps are captured, and how they are run where nothing can be captured."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phi4d.engine.graphs import Graphs, rows_shape, shapes, span_shape
+
+
+@given(rows=st.integers(1, 500), more=st.integers(0, 500))
+def test_a_shape_has_all_rows_and_few_in_vain(rows, more):
+    shape = rows_shape(rows, rows + more)
+    assert rows <= shape <= rows + more
+    assert shape < rows + max(rows, 16)
+
+
+@given(tokens=st.integers(1, 131_072), more=st.integers(0, 5000))
+def test_a_shape_looks_as_far_as_the_longest_row_and_at_most_half_as_far_again(tokens, more):
+    shape = span_shape(tokens, tokens + more)
+    assert tokens <= shape <= tokens + more
+    assert shape <= max(128, 1.5 * tokens)
+
+
+def test_shapes_are_few_and_whole_blocks():
+    assert sorted({rows_shape(n, 128) for n in range(1, 129)}) == [
+        1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128,
+    ]  # fmt: skip
+    assert sorted({span_shape(n, 4096) for n in range(1, 4097)}) == [
+        128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
+    ]  # fmt: skip
+
+
+def test_all_shapes_of_a_cache_are_told_the_largest_first():
+    found = shapes(10, 1024, shortest=700)
+    assert found == [(n, span) for n in (10, 8, 4, 2, 1) for span in (1024, 768)]
+
+
+def test_where_nothing_can_be_captured_each_step_is_run():
+    graphs, captured, ran = Graphs("cpu"), {}, []
+    for _ in range(3):
+        graphs.run(captured, (1, 128), lambda: ran.append(1))
+    assert len(ran) == 3
+    assert not captured
