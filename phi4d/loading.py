@@ -6,12 +6,13 @@ many files are read, in the service manager's status and, where it takes long, i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import fields
 from pathlib import Path
@@ -36,6 +37,7 @@ their workspaces stay when the weights go"""
 QUIET_SECONDS = 5.0  # files that follow each other faster are not told one by one in the log
 
 Load = Callable[[Slot, Callable[[int, int], None]], Engine]
+LoadFrom = Callable[[Path | checkpoint.Checkpoint, Slot, Callable[[int, int], None]], Engine]
 
 
 def make_engines(config: Config) -> Iterator[Engine]:
@@ -48,6 +50,43 @@ def make_engines(config: Config) -> Iterator[Engine]:
         DeviceError: a device failed, or had less room than it seemed.
         Stopped: a signal to stop came.
     """
+    found, name = _checked(config)
+    slots = plan_slots(config, found)
+    load_from = _load_from(config, name)
+    engines = side_by_side(slots, functools.partial(load_from, found), name)
+    if config.on_idle == "keep":
+        yield from engines
+        return
+    for slot, engine in zip(slots, engines, strict=True):
+        yield Resident(
+            engine,
+            functools.partial(load_again, slot, functools.partial(load_from, found.folder)),
+            idle_seconds=config.idle_unload_seconds,
+        )
+
+
+def make_in_turn(config: Config, *, endless: bool) -> Generator[Engine]:
+    """Load the model on each device that the plan names, once, one after the other.
+
+    An engine is closed before the next is loaded, or when the iterator is.
+
+    Args:
+        config: as for `make_engines`; ``on_idle`` plays no part.
+        endless: see `phi4d.engine.phi4.Phi4Engine.load`.
+
+    Raises:
+        ConfigError, EnvironmentFault, DeviceError: as `make_engines` does.
+    """
+    found, name = _checked(config)
+    slots = {slot.device: slot for slot in plan_slots(config, found)}
+    load_from = _load_from(config, name, endless=endless)
+    for slot in slots.values():
+        with contextlib.closing(load_from(found, slot, lambda *_: None)) as engine:
+            yield engine
+
+
+def _checked(config: Config) -> tuple[checkpoint.Checkpoint, str]:
+    """The configured model as it is on the disk, and what it is called."""
     folder, name = locate(config)
     # a model that is missing is told at once, not after the seconds that importing torch takes
     found = checkpoint.read(folder)
@@ -60,8 +99,11 @@ def make_engines(config: Config) -> Iterator[Engine]:
             len(unplaced),
             unplaced[0],
         )
-    slots = plan_slots(config, found)
+    return found, name
 
+
+def _load_from(config: Config, name: str, *, endless: bool = False) -> LoadFrom:
+    """What loads the model, from its folder or from what was read there."""
     from phi4d.engine.phi4 import Phi4Engine
 
     def load_from(
@@ -74,19 +116,11 @@ def make_engines(config: Config) -> Iterator[Engine]:
             user_prompt=config.user_prompt,
             assistant_prompt=config.assistant_prompt,
             prompt_suffix=config.prompt_suffix,
+            endless=endless,
             progress=progress,
         )
 
-    engines = side_by_side(slots, functools.partial(load_from, found), name)
-    if config.on_idle == "keep":
-        yield from engines
-        return
-    for slot, engine in zip(slots, engines, strict=True):
-        yield Resident(
-            engine,
-            functools.partial(load_again, slot, functools.partial(load_from, folder)),
-            idle_seconds=config.idle_unload_seconds,
-        )
+    return load_from
 
 
 def load_again(slot: Slot, load: Load, progress: Callable[[int, int], None]) -> Engine:

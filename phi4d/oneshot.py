@@ -16,9 +16,9 @@ from phi4d.config import Config
 from phi4d.daemon import make_pool, make_workers
 from phi4d.engine import Engine
 from phi4d.errors import EnvironmentFault, FileError, Phi4dError
-from phi4d.job import Arrival, Fingerprint, Job, Kind, Result, printable
+from phi4d.job import Arrival, Job, Kind, Result, printable
 from phi4d.loading import make_engines
-from phi4d.media.probe import inspect, kind_of
+from phi4d.media.probe import kind_of, look
 from phi4d.scheduler import Pauses
 from phi4d.store import Store
 from phi4d.task import Rule
@@ -124,7 +124,8 @@ def _order(
     }
     rule = Rule(os.fsencode(path.parent), os.fsencode(output_dir or scratch), prompts)
     name = scratch.name
-    return _Order(source, name, rule, _arrival(name, path))
+    kind, fingerprint = look(path)
+    return _Order(source, name, rule, Arrival(name, os.fsencode(path.name), kind, fingerprint))
 
 
 def _refuse_same_name(order: _Order, orders: Sequence[_Order]) -> None:
@@ -173,17 +174,6 @@ def _work_off(
     for worker in workers:
         if worker.error is not None:
             raise worker.error
-
-
-def _arrival(name: str, path: Path) -> Arrival:
-    try:
-        fingerprint = Fingerprint.of(path.stat(follow_symlinks=False))
-    except OSError as error:
-        raise FileError(f"cannot be read: {error.strerror}") from error
-    found = inspect(os.fsencode(path), fingerprint)
-    if found.kind is None:
-        raise FileError(f"is neither a picture nor a recording: it {found.why}")
-    return Arrival(name, os.fsencode(path.name), found.kind, fingerprint)
 
 
 def download(url: str, folder: Path, max_bytes: int) -> Path:

@@ -32,6 +32,8 @@ def answers(line: str) -> list[str]:
         ("phi4d reg", ["regenerate"]),
         ("phi4d model ", ["pull", "check", "info"]),
         ("phi4d model p", ["pull"]),
+        ("phi4d bench t", ["throughput"]),
+        ("phi4d bench throughput --svg ", [":files"]),
         ("sudo /usr/bin/phi4d reg", ["regenerate"]),
         ("phi4d regenerate --st", ["--stale"]),
         ("phi4d retry --fail", ["--failed"]),

@@ -49,7 +49,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"hooks", "loading", "metrics", "reload", "settings", "vigil", "worker"}),
     frozenset({"desk"}),
     frozenset({"daemon", "unit"}),
-    frozenset({"doctor", "explain", "oneshot", "orders", "trial", "model"}),
+    frozenset({"bench", "doctor", "explain", "oneshot", "orders", "trial", "model"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
 )
@@ -229,7 +229,14 @@ def test_the_command_line_is_light_to_import():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["run", "--help"], ["process", "--help"], ["model", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["process", "--help"],
+        ["model", "--help"],
+        ["bench", "--help"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]):
     assert loaded_by(*arguments) & (HEAVY | {"inotify_simple", "httpx"}) == set()

@@ -10,7 +10,17 @@ import typer
 import typer.main
 
 import phi4d
-from phi4d.cli import configuration, holding, looking, model, ordering, reloading, serving, streams
+from phi4d.cli import (
+    bench,
+    configuration,
+    holding,
+    looking,
+    model,
+    ordering,
+    reloading,
+    serving,
+    streams,
+)
 from phi4d.cli.options import HELP
 from phi4d.errors import EXIT_FAILURE
 
@@ -58,6 +68,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(model.app, name="model")
+app.add_typer(bench.app, name="bench")
 app.add_typer(configuration.app, name="config")
 
 

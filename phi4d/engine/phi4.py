@@ -86,6 +86,7 @@ class Phi4Engine:
         prompt_suffix: str = "<|end|>",
         max_crops: int | None = None,
         threads: int | None = None,
+        endless: bool = False,
         name: str | None = None,
         progress: Progress | None = None,
     ) -> Self:
@@ -99,6 +100,8 @@ class Phi4Engine:
             prompt_suffix: ends the user's turn.
             max_crops: the most crops a picture is cut into, 1 or more; None for the model's own.
             threads: CPU threads for torch, of the whole process; None leaves them.
+            endless: go on with each answer to its limit, wherever the model would end it: for
+                measuring.
             name: what to call the model; None for the folder's name.
             progress: called with the files that are read, and all; what it raises ends the loading.
 
@@ -121,6 +124,8 @@ class Phi4Engine:
             assistant_prompt=assistant_prompt,
             prompt_suffix=prompt_suffix,
         )
+        if endless:
+            tokens.stop = frozenset()
         return cls(
             loaded,
             tokens,

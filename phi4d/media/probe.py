@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from phi4d.errors import FileChanged, FileError
 from phi4d.job import Fingerprint, Inspection, Kind
@@ -183,6 +184,22 @@ def describe(head: bytes) -> str:
             page = text.lstrip().lower().startswith(("<!doctype html", "<html"))
             return "a web page" if page else "text"
     return "unknown data"
+
+
+def look(path: Path) -> tuple[Kind, Fingerprint]:
+    """What a file is that somebody names.
+
+    Raises:
+        FileError: it cannot be read, or is neither a picture nor a recording.
+    """
+    try:
+        fingerprint = Fingerprint.of(path.stat(follow_symlinks=False))
+    except OSError as error:
+        raise FileError(f"cannot be read: {error.strerror}") from error
+    found = inspect(os.fsencode(path), fingerprint)
+    if found.kind is None:
+        raise FileError(f"is neither a picture nor a recording: it {found.why}")
+    return found.kind, fingerprint
 
 
 def inspect(path: bytes, fingerprint: Fingerprint) -> Inspection:

@@ -1,0 +1,80 @@
+"""`phi4d bench`: how fast this machine answers, and what to configure for it.
+
+It measures the engine alone: no files are watched, nothing is written but a plot that is asked for.
+It loads the model by itself, and so wants the devices for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
+
+from phi4d import lock
+from phi4d.bench import work
+from phi4d.bench.plot import draw
+from phi4d.bench.sweep import Choice, Sweep, choose, sweep
+from phi4d.bench.telling import as_json, render
+from phi4d.config import Config
+from phi4d.engine import Engine
+from phi4d.errors import EnvironmentFault
+from phi4d.loading import make_in_turn
+
+__all__ = ["Choice", "Sweep", "as_json", "choose", "draw", "render", "throughput"]
+
+
+class Engines(Protocol):
+    """Loads engines, as `phi4d.loading.make_in_turn` does."""
+
+    def __call__(self, config: Config, *, endless: bool) -> Generator[Engine]:
+        """One after the other; ``endless``: their answers are as long as they may be."""
+
+
+def throughput(
+    config: Config,
+    say: Callable[[str], None],
+    *,
+    files: Sequence[str] = (),
+    sizes: Sequence[int] = (),
+    seconds: float = 5.0,
+    beside: bool = False,
+    engines: Engines = make_in_turn,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Sweep]:
+    """Measure each device of the configuration, one after the other.
+
+    Args:
+        config: the model, the devices, the prompts; of files the limits as well.
+        say: told how far it is.
+        files: what is answered; none: generated clips and pictures.
+        sizes: values of ``batch_size`` to try; none: from 1 on, until more gains nothing.
+        seconds: how long each is measured at least.
+        beside: also while a daemon is at work.
+        engines: loads the model; tests give fake ones.
+        clock: monotonic seconds.
+
+    Returns:
+        One a device.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+        EnvironmentFault: a daemon is at work, or other programs have the memory.
+        FileError: a file cannot be answered.
+        DeviceError: not even one answer at a time fits, or the device was lost.
+    """
+    pid = lock.holder(config.state_dir / "lock")
+    if pid is not None and not beside:
+        raise EnvironmentFault(
+            f"a daemon is at work (pid {pid}, in {config.state_dir}), and either would slow the "
+            "other down: stop it first, such as by systemctl stop phi4d, or measure beside it "
+            "with --beside"
+        )
+    asked = work.of_files(config, files) if files else None
+    sweeps = []
+    with contextlib.closing(engines(config, endless=not files)) as loaded:
+        say("loading the model")
+        for engine in loaded:
+            requests = asked or work.generated(config, engine.device)
+            sweeps.append(sweep(engine, requests, sizes, seconds=seconds, say=say, clock=clock))
+    return sweeps
