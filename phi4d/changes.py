@@ -95,6 +95,7 @@ OF_INBOX = frozenset(
         "watch",
         "include",
         "exclude",
+        "priority",
         "originals",
         "done_dir",
         "failed_dir",

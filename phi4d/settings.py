@@ -56,6 +56,7 @@ def _rule(config: Config, box: Inbox) -> Rule:
         os.fsencode(box.path),
         os.fsencode(box.outbox_root()),
         {kind: config.prompt(box, kind) for kind in Kind},
+        box.priority,
         box.originals,
         os.fsencode(box.done_dir) if box.done_dir else None,
         os.fsencode(box.failed_dir) if box.failed_dir else None,

@@ -154,7 +154,10 @@ class Snapshot:
                 name: {HEADINGS[s]: self.counts.get(name, {}).get(s, 0) for s in COLUMNS}
                 | {"cancelled": self.cancelled.get(name, 0)}
                 | {"oldest_waiting": self.oldest.get(name)}
-                | {key: inboxes.get(name, {}).get(key) for key in ("mode", "kinds", "next_try")}
+                | {
+                    key: inboxes.get(name, {}).get(key)
+                    for key in ("mode", "kinds", "priority", "next_try")
+                }
                 | {"paused": next((why for n, why, _ in self.paused if n == name), None)}
                 | {"held_up": [why for n, why, _ in self.notices if n == name]}
                 for name in sorted({*self.counts, *inboxes})
@@ -318,7 +321,9 @@ def _mode(snapshot: Snapshot, inbox: str, told: Mapping[str, Any] | None) -> str
     mode = str(told["mode"] or "")
     how = "watch" if mode.startswith("inotify") else mode.partition(" ")[0]
     kinds = told["kinds"]
-    return f"{how} {kinds[0]}".lstrip() if len(kinds) == 1 else how
+    words = f"{how} {kinds[0]}".lstrip() if len(kinds) == 1 else how
+    priority = told["priority"]
+    return words if priority == "normal" else f"{words}, {priority}".removeprefix(", ")
 
 
 def at(when: float) -> str:

@@ -18,6 +18,7 @@ from phi4d.job import (
     Job,
     Kind,
     Piece,
+    Priority,
     Request,
     Result,
     Sampling,
@@ -40,6 +41,8 @@ class Rule:
     outbox: bytes
     """the root of the sidecars"""
     prompts: Mapping[Kind, str]
+    priority: Priority = "normal"
+    """whether its files go before or after those of other inboxes"""
     originals: Literal["leave", "move", "delete"] = "leave"
     """what becomes of a file that is done"""
     done_dir: bytes | None = None

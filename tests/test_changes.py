@@ -67,7 +67,7 @@ def test_an_inbox_that_moves_keeps_its_name() -> None:
 def test_every_key_of_an_inbox_is_noticed() -> None:
     other: dict[str, Any] = {
         "path": Path("/p"), "outbox": Path("/o"), "kinds": ("image",), "watch": "poll",
-        "include": ("*.a",), "exclude": ("*.b",), "originals": "delete",
+        "include": ("*.a",), "exclude": ("*.b",), "priority": "low", "originals": "delete",
         "done_dir": Path("/d"), "failed_dir": Path("/f"), "on_done": ("true",),
         "on_failed": "https://example.com/", "hook_seconds": 1.0,
         "webhook_secret_file": Path("/s"), "webhook_hours": 1.0, "webhook_text": True,

@@ -40,7 +40,7 @@ def config(tmp_path: Path) -> Config:
         'state_dir = "state"\n'
         '[[inbox]]\npath = "in"\noutbox = "out"\nkinds = ["image"]\nexclude = ["*.bak", "raw/"]\n'
         'originals = "move"\ndone_dir = "done"\n'
-        '[[inbox]]\npath = "notes"\noutbox = "beside"\n'
+        '[[inbox]]\npath = "notes"\noutbox = "beside"\npriority = "low"\n'
     )
     return configuration.load(config=file, environ={})
 
@@ -293,15 +293,31 @@ class TestWhereItStands:
         store.requeue(job, count=False)
         told = explain("in/a.png")
         assert re.fullmatch(f"waits for its turn, since {TIME}", facts(told)["state"])
+        assert facts(told)["turn"] == "first of the pictures of its inbox"
         assert told.advice == ""
         for _ in range(2):
             (job,) = store.claim([job.id], "cpu")
             store.requeue(job, count=True, wait=60, fault="environment", reason="cannot be read")
         told = explain("in/a.png")
         assert re.fullmatch(f"waits for its next try, at {TIME}", facts(told)["state"])
+        assert "turn" not in facts(told)
         assert facts(told)["attempts"] == "begun 2 times, put off 2 times"
         assert facts(told)["fault"] == "environment: cannot be read"
         assert told.ok
+
+    def test_what_goes_before_it(
+        self, explain: Callable[[str], Explanation], store: Store, tmp_path: Path
+    ) -> None:
+        # given files of a kind in one inbox, and others
+        for n, (inbox, kind) in enumerate(
+            [("notes", Kind.IMAGE)] * 3 + [("notes", Kind.AUDIO), ("in", Kind.IMAGE)]
+        ):
+            store.add([Arrival(inbox, b"%d.png" % n, kind, Fingerprint(n, 1, 1))])
+        # then those of its queue are counted that came earlier
+        assert facts(explain("notes/2.png"))["turn"] == (
+            "2 of the pictures of its inbox go before it; the inbox has low priority"
+        )
+        assert facts(explain("notes/0.png"))["turn"].startswith("first of the pictures")
 
     def test_running_with_a_daemon(
         self, explain: Callable[[str], Explanation], store: Store, path: Path, running: int

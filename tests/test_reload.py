@@ -27,7 +27,7 @@ from phi4d.daemon import Daemon
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
 from phi4d.errors import EnvironmentFault, Stopped
-from phi4d.job import Job, Result
+from phi4d.job import Arrival, Fingerprint, Job, Kind, Result
 from phi4d.reload import Outcome
 
 WAIT_SECONDS = 60.0  # until a test gives up
@@ -152,6 +152,30 @@ class TestTakenUp:
         daemon.reload()
         home.wait_for("scans/a.png")
         assert home.ended == ["in/b.png", "scans/a.png"]
+
+    def test_a_priority_counts_for_what_waits(
+        self, home: Home, daemon: Daemon, tmp_path: Path, make_picture: Picture
+    ) -> None:
+        # given files that wait in two inboxes
+        home.write("batch_size = 1", **{"in": "", "scans": ""})
+        daemon.reload()
+        control.ask(tmp_path / "state/control", "pause")
+        files = [
+            (box, make_picture(tmp_path / f"{box}/{n}.png"))
+            for box in ("in", "scans")
+            for n in range(3)
+        ]
+        daemon._store.add(
+            Arrival(box, os.fsencode(file.name), Kind.IMAGE, Fingerprint.of(file.stat()))
+            for box, file in files
+        )
+        # when the second is to go first
+        home.write("batch_size = 1", **{"in": "", "scans": 'priority = "high"'})
+        assert daemon.reload() == Outcome((), 'inbox "scans" (priority)')
+        control.ask(tmp_path / "state/control", "resume")
+        # then it does
+        home.wait_for(*(f"{box}/{file.name}" for box, file in files))
+        assert [name.partition("/")[0] for name in home.ended] == ["scans"] * 3 + ["in"] * 3
 
     def test_another_outbox_is_tried_at_once(
         self, home: Home, daemon: Daemon, tmp_path: Path, make_picture: Picture

@@ -43,10 +43,17 @@ LIVE: dict[str, Any] = {
         "photos": {
             "mode": "inotify",
             "kinds": ["image", "audio"],
+            "priority": "normal",
             "paused": None,
             "next_try": None,
         },
-        "memos": {"mode": "poll (NFS)", "kinds": ["audio"], "paused": None, "next_try": None},
+        "memos": {
+            "mode": "poll (NFS)",
+            "kinds": ["audio"],
+            "priority": "low",
+            "paused": None,
+            "next_try": None,
+        },
     },
     "hung": [],
     "dead": [],
@@ -105,6 +112,23 @@ def test_everything_for_people() -> None:
         "last failures",
         "  2026-11-22 12:02  photos/b.jpg: is empty",
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"mode": "inotify", "kinds": ["image", "audio"], "priority": "high"}, "watch, high"),
+        ({"mode": "poll (NFS)", "kinds": ["audio"], "priority": "low"}, "poll audio, low"),
+        ({"mode": "poll (NFS)", "kinds": ["audio"], "priority": "normal"}, "poll audio"),
+        ({"mode": None, "kinds": ["image", "audio"], "priority": "low"}, "low"),
+    ],
+)
+def test_how_an_inbox_is_looked_after_and_whether_it_goes_first(
+    told: dict[str, Any], words: str
+) -> None:
+    snapshot = Snapshot(42, {}, live=LIVE | {"inboxes": {"in": told}})
+    (row,) = (line for line in render(snapshot).splitlines() if line.startswith("in  "))
+    assert row == f"in     {words.ljust(max(4, len(words)))}        0        0     0       0"
 
 
 def test_what_a_store_tells_without_a_daemon() -> None:
@@ -220,13 +244,13 @@ def test_everything_for_programs() -> None:
         "memos": {
             "waiting": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0,
             "oldest_waiting": None,
-            "mode": "poll (NFS)", "kinds": ["audio"], "next_try": None,
+            "mode": "poll (NFS)", "kinds": ["audio"], "priority": "low", "next_try": None,
             "paused": "paused by ada", "held_up": [],
         },
         "photos": {
             "waiting": 2, "running": 0, "done": 0, "failed": 1, "cancelled": 7,
             "oldest_waiting": 5.0,
-            "mode": "inotify", "kinds": ["image", "audio"], "next_try": None,
+            "mode": "inotify", "kinds": ["image", "audio"], "priority": "normal", "next_try": None,
             "paused": None, "held_up": ["no room"],
         },
     }  # fmt: skip

@@ -27,7 +27,7 @@ from phi4d.config import hook
 from phi4d.config.listen import Listen, listen
 from phi4d.config.origins import Origin, Origins
 from phi4d.config.places import KeyPath
-from phi4d.job import Kind, Sampling, printable
+from phi4d.job import Kind, Priority, Sampling, printable
 
 BESIDE = Path("beside")
 """Value of ``outbox`` that puts sidecars next to their sources; every other outbox is absolute."""
@@ -171,6 +171,8 @@ class Inbox(_Model):
     """patterns as in .gitignore: if there are any, only files that one of them matches are taken"""
     exclude: Patterns = ()
     """patterns as in .gitignore of files and folders to pass over, besides the usual litter"""
+    priority: Priority = "normal"
+    """whose files go first: those of high before normal before low, but for one in eight"""
     originals: Literal["leave", "move", "delete"] = "leave"
     """what becomes of a file when its sidecars are safe on the disk; move: to done_dir"""
     done_dir: Folder | None = None

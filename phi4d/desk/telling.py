@@ -70,6 +70,7 @@ def answer(
             box.name: {
                 "mode": modes.get(box.name),
                 "kinds": list(box.kinds),
+                "priority": box.priority,
                 "paused": held.get(box.name),
                 "next_try": time.time() + faults[box.name] - now if box.name in faults else None,
             }

@@ -90,7 +90,7 @@ def _say_inside(
     say_taken(told, config, box, relative, found)
     if found is None or not stat.S_ISDIR(found.st_mode):
         versions = books.versions(box, relative)
-        say_state(told, books, versions, found)
+        say_state(told, box, books, versions, found)
         say_sidecars(told, box, relative)
         advise(told, config, books, versions)
     for notice in books.notices(box):

@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from phi4d.job import State, printable
+from phi4d.job import Kind, State, printable
+
+NOUNS = {Kind.IMAGE: "picture", Kind.AUDIO: "recording"}
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 from phi4d import lock
 from phi4d.config import Config, Inbox
 from phi4d.errors import Cancelled, EnvironmentFault
-from phi4d.explain.explanation import Explanation, size
+from phi4d.explain.explanation import NOUNS, Explanation, size
 from phi4d.job import Fingerprint, State, printable
 from phi4d.outputs import foreign, names
 from phi4d.status import at
@@ -52,6 +52,19 @@ class Books:
         """Every version of a file that is known, the newest first."""
         return self._ask(lambda reader: reader.versions(box.name, relative))
 
+    def turn(self, row: Row, box: Inbox) -> str:
+        """When a version has its turn, in words; empty: it does not wait for one."""
+        if row.state is not State.QUEUED or row.next_try:
+            return ""
+        nouns = f"{NOUNS[row.job.kind]}s of its inbox"
+        words = [
+            f"{n:,} of the {nouns} go before it" if n else f"first of the {nouns}"
+            for n in self._ask(lambda reader: [reader.before(row.job)])
+        ]
+        if box.priority != "normal":
+            words.append(f"the inbox has {box.priority} priority")
+        return "; ".join(words)
+
     def notices(self, box: Inbox) -> list[Notice]:
         """What holds an inbox up."""
         found = self._ask(lambda reader: reader.notices())
@@ -68,7 +81,11 @@ class Books:
 
 
 def say_state(
-    told: Explanation, books: Books, versions: Sequence[Row], found: os.stat_result | None
+    told: Explanation,
+    box: Inbox,
+    books: Books,
+    versions: Sequence[Row],
+    found: os.stat_result | None,
 ) -> None:
     """Where the newest version stands, which others there are, what became of the original."""
     if not versions:
@@ -78,6 +95,8 @@ def say_state(
     row, *older = versions
     told.state = row.state
     told.say("state", _state(row, running=books.pid is not None))
+    if turn := books.turn(row, box):
+        told.say("turn", turn)
     job = row.job
     if row.state in (State.QUEUED, State.RUNNING):
         tries = [f"begun {_times(job.attempts)}"] if job.attempts else []
@@ -110,7 +129,7 @@ def _state(row: Row, *, running: bool) -> str:
         case State.QUEUED if row.next_try:
             words = f"waits for its next try, at {at(row.next_try)}"
         case State.QUEUED:
-            words = f"waits for its turn, since {at(row.added)}"
+            words = f"waits for its turn, since {at(row.job.queued)}"
         case State.RUNNING if running and row.fault == Cancelled.fault:
             words = f"runs{on}, and is about to stop: {row.reason}"
         case State.RUNNING if running:

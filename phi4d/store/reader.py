@@ -12,7 +12,7 @@ from phi4d.errors import EnvironmentFault
 from phi4d.job import Job, Kind, State
 from phi4d.store import rows
 from phi4d.store.rows import Failure, Notice, Paused, Row
-from phi4d.store.schema import damaged, is_damage
+from phi4d.store.schema import DUE, damaged, is_damage
 
 FIRST_COLUMNS = "id, inbox, path, kind, inode, size, mtime_ns, attempts, crashes"
 """what stores of every version have: the daemon may not have been started since an upgrade, and
@@ -121,6 +121,19 @@ class Reader:
             )
         with self._readable():
             return versions(self._db, inbox, path)
+
+    def before(self, job: Job) -> int:
+        """How many queued jobs of its kind in its inbox go before one that waits; see `Job.due`.
+
+        Those that wait for their next try are counted as well.
+        """
+        with self._readable():
+            (n,) = self._db.execute(
+                "SELECT count(*) FROM job WHERE state = 'queued' AND inbox = ? AND kind = ?"
+                f" AND {DUE} <= ? AND ({DUE} < ? OR id < ?)",
+                (job.inbox, job.kind, job.due, job.due, job.id),
+            ).fetchone()
+        return int(n)
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

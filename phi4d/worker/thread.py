@@ -14,7 +14,7 @@ from phi4d import log as logs
 from phi4d.engine import Engine
 from phi4d.engine.resident import Resident
 from phi4d.errors import Cancelled, DeviceLost, EnvironmentFault, Phi4dError, Stopped
-from phi4d.job import GREEDY, Job, Kind, Piece, Result, Sampling, display_name, question
+from phi4d.job import GREEDY, Job, Kind, Piece, Priority, Result, Sampling, display_name, question
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.meter import Meter, Phase
 from phi4d.outputs import told
@@ -97,7 +97,7 @@ class Worker(threading.Thread):
         self._clock = clock
         self._next_call = clock()
         """before that nothing is taken: other programs have the memory that the model wants"""
-        self._turns = Turns()
+        self._turns = Turns(self._priority)
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._aborting = threading.Event()
@@ -293,6 +293,10 @@ class Worker(threading.Thread):
             for task in tasks
             if not self._endings.done_before(task) and not self._endings.too_often(task)
         ]
+
+    def _priority(self, inbox: str) -> Priority:
+        rule = self._rules.get(inbox)
+        return rule.priority if rule else "normal"
 
     def _task(self, job: Job, rule: Rule) -> Task:
         job_log = logs.for_job(log, job, self._engine.device)

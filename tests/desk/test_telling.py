@@ -98,7 +98,13 @@ def test_a_worker_that_has_ended_is_told(desk: Desk) -> None:
 
 def test_each_inbox_tells_what_it_takes_and_when_it_is_tried_again(desk: Desk) -> None:
     assert tell(desk)["inboxes"] == {
-        "in": {"mode": None, "kinds": ["image"], "paused": None, "next_try": None}
+        "in": {
+            "mode": None,
+            "kinds": ["image"],
+            "priority": "normal",
+            "paused": None,
+            "next_try": None,
+        }
     }
     # when its outbox cannot be written
     desk.pauses.pause("in", "/out: cannot be written", time.monotonic() + 100)
