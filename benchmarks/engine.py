@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import Phi4MultimodalForCausalLM, logging
+from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM, logging
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
@@ -43,10 +43,11 @@ checkpoints = importlib.import_module("checkpoints")
 
 from phi4d.engine.layout import Layout  # noqa: E402 - the path is set above
 from phi4d.engine.phi4 import ADAPTER, Phi4Engine  # noqa: E402
+from phi4d.engine.pixels import mask, pixels  # noqa: E402
 from phi4d.engine.plan import Slot  # noqa: E402
 from phi4d.engine.requests import Asked  # noqa: E402
-from phi4d.engine.tiler import tile  # noqa: E402
 from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request  # noqa: E402
+from phi4d.prepared.tiles import tile  # noqa: E402
 
 TRANSCRIBE = "Transcribe the audio clip into text."
 DESCRIBE = "Describe the image."
@@ -124,8 +125,8 @@ class Rival:
 
     def _clips(self, requests: Sequence[Request]) -> dict[str, Any]:
         samples: Any = [request.media for request in requests]
-        features = self._ours._ready().features
-        made = dict(features(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt"))
+        extract = Phi4MultimodalFeatureExtractor()
+        made = dict(extract(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt"))
         made = {name: value for name, value in made.items() if value is not None}
         counts = made["audio_embed_sizes"].tolist()
         return made | self._ids(requests, counts, self._ours._ready().audio_id)
@@ -134,9 +135,9 @@ class Rival:
         tiles = [tile(request.media, self._ours.max_crops) for request in requests]
         counts = [one.tokens for one in tiles]
         return {
-            "image_pixel_values": torch.stack([one.pixels for one in tiles]),
+            "image_pixel_values": torch.stack([pixels(one) for one in tiles]),
             "image_sizes": torch.tensor([[one.height, one.width] for one in tiles]),
-            "image_attention_mask": torch.stack([one.mask for one in tiles]),
+            "image_attention_mask": torch.stack([mask(one) for one in tiles]),
         } | self._ids(requests, counts, self._ours._ready().image_id)
 
     def _ids(self, requests: Sequence[Request], counts: list[int], media: int) -> dict[str, Any]:

@@ -33,10 +33,11 @@ from checkpoints import on_paper
 
 from phi4d.engine import loader
 from phi4d.engine.checkpoint import Checkpoint
-from phi4d.engine.embedding import Clip, Prompt, embed
+from phi4d.engine.embedding import Prompt, embed
 from phi4d.engine.plan import Slot
-from phi4d.engine.tiler import Tiles, tile
 from phi4d.job import GREEDY
+from phi4d.prepared.clip import Clip
+from phi4d.prepared.tiles import Tiles, tile
 
 DTYPES = ("bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit")
@@ -139,8 +140,8 @@ def main() -> None:
     loaded = load(Slot("cpu", "bfloat16"))
     for width, height, most in PICTURES:
         tiles = tile(np.zeros((height, width, 3), np.uint8), most)
-        print(f"picture of {len(tiles.pixels)} crops: {encode(loaded, tiles):,} bytes")
-    clip = Clip(torch.zeros(3000, 80), 375)
+        print(f"picture of {1 + tiles.crops} crops: {encode(loaded, tiles):,} bytes")
+    clip = Clip(np.zeros((3000, 80), np.float32))
     print(f"clip of 30 s: {encode(loaded, clip):,} bytes")
     for dtype, quantization in product(DTYPES, QUANTIZATIONS):
         loaded = load(Slot("cpu", dtype, quantization=quantization))

@@ -10,11 +10,18 @@ import json
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Sized
+
     import numpy as np
     from numpy.typing import NDArray
+
+    from phi4d.prepared.clip import Clip
+    from phi4d.prepared.tiles import Tiles
+
+    Media: TypeAlias = NDArray[np.uint8] | NDArray[np.float32] | Tiles | Clip
 
 SAMPLE_RATE_HZ = 16_000
 """Rate of all audio inside phi4d: the model's feature extractor takes no other."""
@@ -178,8 +185,9 @@ class Piece:
     A picture is one piece; a recording is one or more, in order of time.
     """
 
-    media: NDArray[np.uint8] | NDArray[np.float32]
-    """picture: (height, width, 3) uint8 RGB. audio: (samples,) float32 in [-1, 1], 16 kHz mono"""
+    media: Media
+    """picture: (height, width, 3) uint8 RGB. audio: (samples,) float32 in [-1, 1], 16 kHz mono.
+    Or either as it was prepared for the model: `prepared.tiles.Tiles`, `prepared.clip.Clip`"""
     start: float = 0.0
     """seconds from the beginning of the recording; 0 for a picture"""
     end: float = 0.0
@@ -209,12 +217,17 @@ class Request:
     kind: Kind
     prompt: str
     """the user's words alone, without role tokens and media placeholders"""
-    media: NDArray[np.uint8] | NDArray[np.float32]
+    media: Media
     """as in `Piece.media`"""
     max_new_tokens: int = 512
     sampling: Sampling = GREEDY
     max_crops: int | None = None
     """at most so many crops for this picture; None = the model's own"""
+
+    @property
+    def seconds(self) -> float:
+        """How long the sound is; 0 for a picture."""
+        return len(cast("Sized", self.media)) / SAMPLE_RATE_HZ if self.kind is Kind.AUDIO else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,25 +7,16 @@ again, and a slot that tries would pay for it with a failed call each time.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from phi4d.job import CROP_PX, SAMPLE_RATE_HZ, Kind, Piece
+from phi4d.job import Kind
 
 SIZES: Mapping[Kind, tuple[int, ...]] = {Kind.IMAGE: (12, 4), Kind.AUDIO: (15, 8)}
 """crops of a picture and seconds of a recording at a time, if the usual 36 and 30 do not fit; each
 takes about half the memory of the one before. Four crops still tell what a picture shows, and
 eight seconds hold a sentence"""
-FULLNESS = 0.8
-"""of the longest part allowed; the rest is room to move a cut to where it is quiet"""
-FRAME = SAMPLE_RATE_HZ // 50
-"""samples, 20 ms: the loudness of speech hardly changes within"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +89,6 @@ class Ladder:
         return self.rung(kind)
 
 
-def size(kind: Kind, media: NDArray[Any]) -> float:
-    """What media ask of a device's memory, in the unit of `SIZES`, before any limit.
-
-    The crops that a picture, (height, width, 3), spans; the seconds of a recording, (samples,).
-    """
-    if kind is Kind.IMAGE:
-        rows, columns = (math.ceil(int(side) / CROP_PX) for side in media.shape[:2])
-        return rows * columns
-    return len(media) / SAMPLE_RATE_HZ
-
-
 def words(kind: Kind, rung: Rung) -> str:
     """A rung for people: ``pictures: at most 1 a call, at most 12 crops each``."""
     pictures = kind is Kind.IMAGE
@@ -122,32 +102,3 @@ def words(kind: Kind, rung: Rung) -> str:
 def reduction(kind: Kind, size: int) -> str:
     """A limit on crops or seconds for people: ``at most 12 crops``."""
     return f"at most {size} crops" if kind is Kind.IMAGE else f"at most {size} s at a time"
-
-
-def parts(piece: Piece, seconds: int) -> list[Piece]:
-    """Cut a stretch of a recording into parts that are not longer than so many seconds.
-
-    The parts are about equally long; each cut is moved to the quietest 20 ms nearby, so that it
-    parts words rather than a word. One that is short enough comes back whole.
-    """
-    samples, limit = piece.media, seconds * SAMPLE_RATE_HZ
-    if len(samples) <= limit:
-        return [piece]
-    n = math.ceil(len(samples) / (limit * FULLNESS))
-    # two neighbouring cuts may each move by this much, and the part between them is short enough
-    reach = (limit - math.ceil(len(samples) / n)) // 2
-    cuts = [0]
-    for i in range(1, n):
-        begin = i * len(samples) // n - reach
-        frames = samples[begin : begin + 2 * reach // FRAME * FRAME].reshape(-1, FRAME)
-        quietest = int(np.argmin(np.square(frames, dtype=np.float64).sum(axis=1)))
-        cuts.append(begin + quietest * FRAME + FRAME // 2)
-    ends = [*cuts[1:], len(samples)]
-    return [
-        Piece(
-            samples[begin:end],
-            piece.start + begin / SAMPLE_RATE_HZ,
-            piece.end if end == len(samples) else piece.start + end / SAMPLE_RATE_HZ,
-        )
-        for begin, end in zip(cuts, ends, strict=True)
-    ]

@@ -18,7 +18,7 @@ from itertools import accumulate
 from operator import add
 from typing import Generic, TypeVar
 
-from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request, State
+from phi4d.job import Completion, Kind, Request, State
 
 MINUTE_SECONDS = 60.0
 """what the rates are taken over"""
@@ -335,13 +335,12 @@ class Meter:
     ) -> None:
         """An engine answered requests of one kind."""
         kind = requests[0].kind
-        samples = sum(len(r.media) for r in requests) if kind is Kind.AUDIO else 0
         call = Calls(
             1,
             len(requests),
             sum(c.prompt_tokens for c in completions),
             sum(c.new_tokens for c in completions),
-            samples / SAMPLE_RATE_HZ,
+            sum(request.seconds for request in requests),
             seconds,
         )
         now = self.clock()

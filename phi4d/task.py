@@ -26,7 +26,8 @@ from phi4d.job import (
     State,
     display_name,
 )
-from phi4d.ladder import parts, reduction, size
+from phi4d.ladder import reduction
+from phi4d.prepared.cutting import parts, size
 
 Hook = tuple[str, ...] | str
 """a command with its arguments, or the URL of a webhook"""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phi4d.job import SAMPLE_RATE_HZ, Kind, Piece
-from phi4d.ladder import FRAME, Ladder, Rung, parts, reduction, size, words
+from phi4d.job import Kind
+from phi4d.ladder import Ladder, Rung, reduction, words
 
 ALONE = Rung(1, alone=True)
 
@@ -112,50 +111,3 @@ def test_rungs_in_words() -> None:
     )
     assert words(Kind.AUDIO, Rung(1, 15)) == "recordings: at most 1 a call, at most 15 s at a time"
     assert reduction(Kind.IMAGE, 4) == "at most 4 crops"
-
-
-@pytest.mark.parametrize(
-    ("kind", "shape", "asked"),
-    [
-        (Kind.IMAGE, (1, 1, 3), 1),
-        (Kind.IMAGE, (448, 448, 3), 1),
-        (Kind.IMAGE, (449, 448, 3), 2),
-        (Kind.IMAGE, (3000, 4000, 3), 7 * 9),
-        (Kind.AUDIO, (24_000,), 1.5),
-    ],
-)
-def test_what_media_ask(kind: Kind, shape: tuple[int, ...], asked: float) -> None:
-    assert size(kind, np.zeros(shape)) == asked
-
-
-class TestParts:
-    def piece(self, seconds: float) -> Piece:
-        n = round(seconds * SAMPLE_RATE_HZ)
-        noise = np.random.default_rng(0).uniform(0.5, 1.0, n).astype(np.float32)
-        return Piece(noise, 100.0, 100.0 + n / SAMPLE_RATE_HZ)
-
-    def test_what_is_short_enough_is_left_whole(self) -> None:
-        piece = self.piece(8.0)
-        assert parts(piece, 8) == [piece]
-
-    @pytest.mark.parametrize("limit", [8, 15])
-    @pytest.mark.parametrize("seconds", [8.001, 15.0001, 16.0, 22.3, 30.0])
-    def test_nothing_is_lost_and_no_part_is_too_long(self, seconds: float, limit: int) -> None:
-        piece = self.piece(seconds)
-        cut = parts(piece, limit)
-        assert np.array_equal(np.concatenate([part.media for part in cut]), piece.media)
-        assert max(len(part.media) for part in cut) <= limit * SAMPLE_RATE_HZ
-        assert (cut[0].start, cut[-1].end) == (piece.start, piece.end)
-        assert [part.end for part in cut[:-1]] == [part.start for part in cut[1:]]
-        for part in cut:
-            assert part.end - part.start == pytest.approx(len(part.media) / SAMPLE_RATE_HZ)
-
-    def test_it_is_cut_where_it_is_quietest(self) -> None:
-        piece = self.piece(30.0)
-        quiet = [9.1, 10.2, 20.7]
-        for at, loudness in zip(quiet, (0.2, 0.1, 0.1), strict=True):
-            begin = round(at * SAMPLE_RATE_HZ)
-            piece.media[begin : begin + 3 * FRAME] *= np.float32(loudness)
-        cut = parts(piece, 15)
-        # even cuts would be at 10 and 20 s; 9.1 s is near, too, but louder
-        assert [part.start - 100.0 for part in cut] == pytest.approx([0, 10.23, 20.73], abs=0.03)

@@ -28,6 +28,7 @@ FLOORS: tuple[frozenset[str], ...] = (
             "meter",
             "notices",
             "notify",
+            "prepared",
             "signals",
             "slots",
         }
@@ -64,6 +65,7 @@ FENCES = {
         "safetensors",
         "huggingface_hub",
     },
+    "prepared": {"PIL"},
     "media": {"PIL", "pillow_heif", "av", "soundfile", "soxr", "onnxruntime"},
     "inbox": {"inotify_simple"},
     "patterns": {"pathspec"},

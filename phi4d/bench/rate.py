@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from phi4d.engine import Engine
 from phi4d.engine.requests import Asked, Ended
 from phi4d.errors import FileError, Phi4dError
-from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request
+from phi4d.job import Completion, Kind, Request
 
 LEAST = 4
 """answers that are counted at least"""
@@ -145,12 +145,11 @@ class _Stream:
             raise self._error
         if self._took is None:
             raise RuntimeError("the engine ended the stream while there was more")
-        samples = sum(len(one.media) for one, _ in self._ended if one.kind is Kind.AUDIO)
         return Rate(
             self._kind,
             self._took,
             len(self._ended),
             sum(answer.new_tokens for _, answer in self._ended),
-            samples / SAMPLE_RATE_HZ,
+            sum(request.seconds for request, _ in self._ended),
             self._memory,
         )

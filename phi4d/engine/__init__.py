@@ -15,6 +15,7 @@ from phi4d.meter import Memory
 
 if TYPE_CHECKING:
     from phi4d.engine.requests import Asked, Ended, Source
+    from phi4d.prepared.preparation import Preparation
 
 
 class Engine(Protocol):
@@ -39,6 +40,13 @@ class Engine(Protocol):
     @property
     def rows(self) -> int:
         """How many answers of a stream are written at a time, at most."""
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How media may be prepared before it is asked; None: it takes them as they were decoded.
+
+        Known also while the model is not loaded. What was not prepared is taken, too.
+        """
 
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None

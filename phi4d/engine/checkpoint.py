@@ -26,6 +26,7 @@ from phi4d.engine.layout import (
 )
 from phi4d.engine.plan import Size
 from phi4d.errors import ConfigError
+from phi4d.prepared.mel import Mel, mel_of
 
 WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -88,8 +89,8 @@ class Checkpoint:
     """by native name, the adapters' too"""
     max_crops: int | None
     """the most crops a picture may have by the processor's configuration"""
-    features: Mapping[str, Any]
-    """of the audio feature extractor, what is not its default"""
+    mel: Mel
+    """how features are made of sound, by the processor's configuration"""
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
@@ -157,7 +158,7 @@ def read(folder: Path) -> Checkpoint:
     faults += _json_faults(folder / "tokenizer.json")
     if (folder / "generation_config.json").exists():
         faults += _json_faults(folder / "generation_config.json")
-    crops, features = _processor(folder, faults)
+    crops, mel = _processor(folder, faults)
     if faults:
         raise ConfigError(*faults)
     return Checkpoint(
@@ -167,7 +168,7 @@ def read(folder: Path) -> Checkpoint:
         {name: adapter for name, adapter in adapters.items() if adapter},
         dict(sorted(tensors.items(), key=lambda item: (item[1].file, item[1].key))),
         crops,
-        features,
+        mel,
     )
 
 
@@ -305,10 +306,11 @@ def _header(path: Path, faults: list[str]) -> list[Stored]:
     return []
 
 
-def _processor(folder: Path, faults: list[str]) -> tuple[int | None, dict[str, Any]]:
-    """The most crops of a picture, and the audio feature extractor's settings."""
+def _processor(folder: Path, faults: list[str]) -> tuple[int | None, Mel]:
+    """The most crops of a picture, and the settings of the audio feature extractor."""
     crops: int | None = None
     features: dict[str, Any] = {}
+    mel = Mel()
     present = [folder / name for name in PROCESSOR_CONFIGS if (folder / name).exists()]
     for path in reversed(present or [folder / PROCESSOR_CONFIGS[0]]):
         if unreadable := _json_faults(path):
@@ -319,18 +321,11 @@ def _processor(folder: Path, faults: list[str]) -> tuple[int | None, dict[str, A
             found = config.get("image_processor", config).get("dynamic_hd")
             crops = crops if found is None else int(found)
             audio = config.get("audio_processor", config)
-            features |= {key: audio[key] for key in FEATURES if key in audio}
+            features |= audio
+            mel = mel_of(features)
         except (AttributeError, TypeError, ValueError) as error:
             faults.append(f"{path}: cannot be used ({error}). {_AGAIN}")
-    return crops, features
-
-
-FEATURES = (
-    "audio_compression_rate", "audio_downsample_rate", "audio_feat_stride", "feature_size",
-    "hop_length", "mel_max_frequency", "mel_min_frequency", "n_fft", "padding_value",
-    "preemphasis", "sampling_rate", "win_length",
-)  # fmt: skip
-"""what the processor's configuration says of the audio feature extractor"""
+    return crops, mel
 
 
 def _json_faults(path: Path) -> list[str]:

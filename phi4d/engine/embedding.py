@@ -17,22 +17,14 @@ from torch.nn.utils.rnn import pad_sequence
 from phi4d.engine.copies import to_device
 from phi4d.engine.faults import device_faults
 from phi4d.engine.half import finite
-from phi4d.engine.tiler import Tiles
+from phi4d.engine.pixels import features, mask, pixels
 from phi4d.job import Sampling
+from phi4d.prepared.clip import Clip
+from phi4d.prepared.tiles import Tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Phi4MultimodalForCausalLM
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A clip as the audio encoder takes it."""
-
-    features: Tensor
-    """(frames, 80) mel features, 10 ms a frame, on the CPU"""
-    tokens: int
-    """places that the clip takes in the prompt, 80 ms each"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +91,10 @@ def _with_picture(
             tower(
                 ids,
                 embeds,
-                image_pixel_values=to_device(tiles.pixels[None], str(ids.device)),
+                image_pixel_values=pixels(tiles, str(ids.device))[None],
                 # Read number by number: on a GPU each would cost a wait.
                 image_sizes=torch.tensor([[tiles.height, tiles.width]]),
-                image_attention_mask=to_device(tiles.mask[None], str(ids.device)),
+                image_attention_mask=mask(tiles, str(ids.device))[None],
             ),
         )
 
@@ -118,9 +110,9 @@ def _with_clips(
     without a mask it would attend to that.
     """
     tower = model.model.embed_tokens_extend.audio_embed
-    features = pad_sequence([clip.features for clip in clips], batch_first=True)
+    padded = pad_sequence([features(clip) for clip in clips], batch_first=True)
     frames = torch.tensor([len(clip.features) for clip in clips])
-    mask = torch.arange(features.shape[1]) < frames[:, None]
+    true = torch.arange(padded.shape[1]) < frames[:, None]
 
     def run() -> Tensor:
         return cast(
@@ -128,9 +120,9 @@ def _with_clips(
             tower(
                 ids,
                 embeds,
-                audio_input_features=to_device(features, str(ids.device)),
+                audio_input_features=to_device(padded, str(ids.device)),
                 audio_embed_sizes=[clip.tokens for clip in clips],
-                audio_attention_mask=to_device(mask, str(ids.device)),
+                audio_attention_mask=to_device(true, str(ids.device)),
             ),
         )
 

@@ -19,11 +19,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from phi4d.engine.requests import Asked, Ended, Source, check_requests
 from phi4d.errors import DeviceError, DeviceLost
-from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
+from phi4d.job import Completion, FinishReason, Kind, Request
 from phi4d.meter import Memory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 BEAT_S = 0.01
 """how often a call that waits at the gate beats"""
@@ -116,6 +121,11 @@ class FakeEngine:
     def rows(self) -> int:
         """The number it was given."""
         return self._rows
+
+    @property
+    def preparation(self) -> None:
+        """None: its answers tell of media as they were decoded."""
+        return
 
     def generate(
         self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
@@ -233,6 +243,6 @@ class FakeEngine:
 def describe(request: Request) -> str:
     """``picture 640x480: Describe.`` or ``audio 3.2 s: Transcribe.``."""
     if request.kind is Kind.IMAGE:
-        height, width = request.media.shape[:2]
+        height, width = cast("NDArray[np.uint8]", request.media).shape[:2]
         return f"picture {width}x{height}: {request.prompt}"
-    return f"audio {len(request.media) / SAMPLE_RATE_HZ:.1f} s: {request.prompt}"
+    return f"audio {request.seconds:.1f} s: {request.prompt}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM
+from transformers import Phi4MultimodalForCausalLM
 
 from phi4d.engine.adapters import Adapted, Switch, merged
 from phi4d.engine.checkpoint import LINEAR, Checkpoint, read_json
@@ -28,6 +28,7 @@ from phi4d.engine.quantize import quantized
 from phi4d.engine.seats import seated
 from phi4d.engine.skeleton import check, expected_shapes, skeleton
 from phi4d.errors import ConfigError
+from phi4d.prepared.mel import Mel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +56,8 @@ class Loaded:
     share everything but the language model's layers"""
     switch: Switch
     """makes an adapter work that is not merged"""
-    features: Phi4MultimodalFeatureExtractor
-    """16 kHz mono samples to mel features"""
+    mel: Mel
+    """how features are made of sound"""
     image_id: int
     """stands for pictures in a prompt"""
     audio_id: int
@@ -96,7 +97,7 @@ def load(checkpoint: Checkpoint, slot: Slot, progress: Progress | None = None) -
         return Loaded(
             models,
             switch,
-            Phi4MultimodalFeatureExtractor(**checkpoint.features),
+            checkpoint.mel,
             image_id=config.vision_config.image_token_id,
             audio_id=config.audio_config.audio_token_id,
             stop_ids=stop_ids,

@@ -17,12 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
-import numpy as np
 import torch
 
 from phi4d.engine import devices
 from phi4d.engine.checkpoint import Checkpoint, read
-from phi4d.engine.embedding import Clip, Prompt
+from phi4d.engine.embedding import Prompt
 from phi4d.engine.faults import give_back, trim
 from phi4d.engine.graphs import Graphs
 from phi4d.engine.lane import Ticket
@@ -31,17 +30,18 @@ from phi4d.engine.loop import Loop
 from phi4d.engine.plan import Slot
 from phi4d.engine.requests import Asked, Ended, Source, check_requests
 from phi4d.engine.seats import token_bytes
-from phi4d.engine.tiler import MAX_CROPS, Tiles, tile
 from phi4d.engine.tokens import Tokens
 from phi4d.errors import ConfigError, DeviceError
-from phi4d.job import SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
+from phi4d.job import Completion, FinishReason, Kind, Request
 from phi4d.meter import Memory
+from phi4d.prepared.clip import Clip
+from phi4d.prepared.preparation import Preparation
+from phi4d.prepared.tiles import MAX_CROPS, Tiles, tile
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-LEAST_SAMPLES = 400
-"""the feature extractor's window, 25 ms; a shorter clip is followed by silence"""
 CACHE_SHARE = 0.6
 """of the memory that is free, for the caches; the rest is for the towers and for reading prompts"""
 STREAM_ROWS = 32
@@ -71,8 +71,8 @@ class Phi4Engine:
         self._name = name
         self._device = device
         self._precision = precision
-        self._max_crops = max_crops
         self._graphs = graphs
+        self._preparation = Preparation(max_crops, loaded.mel)
         self._turn = threading.Lock()
 
     @classmethod
@@ -155,7 +155,12 @@ class Phi4Engine:
     @property
     def max_crops(self) -> int:
         """The most crops that a picture is cut into, if a request does not say fewer."""
-        return self._max_crops
+        return self._preparation.max_crops
+
+    @property
+    def preparation(self) -> Preparation:
+        """How media are prepared for it."""
+        return self._preparation
 
     @property
     def rows(self) -> int:
@@ -257,14 +262,7 @@ class Phi4Engine:
         return self._loaded
 
     def _prompt(self, loaded: Loaded, request: Request) -> Prompt:
-        media: Tiles | Clip
-        if request.kind is Kind.IMAGE:
-            media = tile(
-                cast("NDArray[np.uint8]", request.media),
-                min(self._max_crops, request.max_crops or self._max_crops),
-            )
-        else:
-            media = _clip(loaded, cast("NDArray[np.float32]", request.media))
+        media = self._prepared(request)
         media_id = loaded.image_id if request.kind is Kind.IMAGE else loaded.audio_id
         ids = self._tokens.prompt(request.prompt, media_id, media.tokens)
         bound = loaded.short_tokens if len(ids) <= loaded.short_tokens else loaded.longest_tokens
@@ -273,6 +271,18 @@ class Phi4Engine:
         if room < 1:
             raise ValueError(f"a prompt of {len(ids)} tokens; the model takes {bound}")
         return Prompt(ids, min(request.max_new_tokens, room), media, request.sampling)
+
+    def _prepared(self, request: Request) -> Tiles | Clip:
+        """A request's media as the model takes them; prepared here, if they are not yet."""
+        media = request.media
+        if isinstance(media, Clip):
+            return media
+        most = min(self._preparation.max_crops, request.max_crops or self._preparation.max_crops)
+        if isinstance(media, Tiles):
+            return media.within(most)
+        if request.kind is Kind.IMAGE:
+            return tile(cast("NDArray[np.uint8]", media), most)
+        return self._preparation.sound(cast("NDArray[np.float32]", media))
 
     def _loop(self, loaded: Loaded, rows: int, *, sheds: bool) -> Loop:
         room = CACHE_SHARE * devices.free_bytes(self._device)
@@ -295,15 +305,3 @@ class Phi4Engine:
             new_tokens=len(answer),
             finish_reason=FinishReason.STOP if ended else FinishReason.LENGTH,
         )
-
-
-def _clip(loaded: Loaded, samples: NDArray[np.float32]) -> Clip:
-    """A clip's features, worked out alone.
-
-    Upstream's extractor changes frames at the end of the shorter clips of a batch.
-    """
-    # One sample that is no number would make every number of the answer none.
-    samples = np.nan_to_num(samples, nan=0.0, posinf=1.0, neginf=-1.0)
-    samples = np.pad(samples, (0, max(0, LEAST_SAMPLES - len(samples))))
-    made = loaded.features(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
-    return Clip(made["audio_input_features"][0], int(made["audio_embed_sizes"][0]))

@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from phi4d.errors import Phi4dError
 from phi4d.job import Completion, Kind, Request
+from phi4d.prepared.clip import Clip
+from phi4d.prepared.tiles import Tiles
+
+if TYPE_CHECKING:
+    from phi4d.job import Media
 
 
 @dataclass(eq=False, slots=True)
@@ -41,19 +47,7 @@ def check_requests(requests: Sequence[Request]) -> Kind:
         found = " and ".join(sorted(kinds)) or "none"
         raise ValueError(f"requests of one kind were expected, found {found}")
     for request in requests:
-        media = request.media
-        if request.kind is Kind.IMAGE:
-            fits = (
-                media.dtype == np.uint8 and media.ndim == 3 and media.shape[2] == 3 and media.size
-            )
-            expected = "(height, width, 3) uint8"
-        else:
-            fits = media.dtype == np.float32 and media.ndim == 1
-            expected = "(samples,) float32"
-        if not fits:
-            raise ValueError(
-                f"{request.kind}: {expected} expected, found {media.shape} {media.dtype}"
-            )
+        _check_media(request.kind, request.media)
         if request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: {request.max_new_tokens} is less than 1")
         sampling = request.sampling
@@ -64,3 +58,22 @@ def check_requests(requests: Sequence[Request]) -> Kind:
         if request.max_crops is not None and request.max_crops < 1:
             raise ValueError(f"max_crops: {request.max_crops} is less than 1")
     return kinds.pop()
+
+
+def _check_media(kind: Kind, media: Media) -> None:
+    if isinstance(media, Tiles if kind is Kind.IMAGE else Clip):
+        return  # it was looked at when it was made
+    expected, fits = "(samples,) float32", False
+    if kind is Kind.IMAGE:
+        expected = "(height, width, 3) uint8"
+    if isinstance(media, np.ndarray):
+        if kind is Kind.IMAGE:
+            fits = media.dtype == np.uint8 and media.ndim == 3 and media.shape[2] == 3
+            fits = fits and media.size > 0
+        else:
+            fits = media.dtype == np.float32 and media.ndim == 1
+        found = f"{media.shape} {media.dtype}"
+    else:
+        found = type(media).__name__
+    if not fits:
+        raise ValueError(f"{kind}: {expected} expected, found {found}")

@@ -19,6 +19,7 @@ from phi4d.meter import Memory
 
 if TYPE_CHECKING:
     from phi4d.engine.requests import Asked, Ended, Source
+    from phi4d.prepared.preparation import Preparation
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Resident:
         self._precision = engine.precision
         self._max_crops = engine.max_crops
         self._rows = engine.rows
+        self._preparation = engine.preparation
         self._memory = engine.memory
         self._used = clock()
         self._refused = ""
@@ -86,6 +88,11 @@ class Resident:
     def rows(self) -> int:
         """How many answers of a stream are written at a time, at most, when it was last loaded."""
         return self._rows
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How media may be prepared for it."""
+        return self._preparation
 
     @property
     def is_loaded(self) -> bool:

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class Channel:
 
     def send_piece(self, piece: Piece, facts: dict[str, float]) -> None:
         """Send a piece with what is known of its source so far."""
-        media = piece.media
+        media = cast("NDArray[Any]", piece.media)
         header = {"dtype": media.dtype.name, "shape": media.shape, "facts": facts}
         self.send({"is": "piece", "start": piece.start, "end": piece.end, **header}, media)
 

@@ -11,8 +11,9 @@ from phi4d.engine import Engine
 from phi4d.engine.resident import Resident
 from phi4d.errors import Cancelled, DeviceError, DeviceLost, Stopped
 from phi4d.job import Kind, Piece
-from phi4d.ladder import Ladder, Rung, reduction, size, words
+from phi4d.ladder import Ladder, Rung, reduction, words
 from phi4d.meter import Meter
+from phi4d.prepared.cutting import size
 from phi4d.slots import Slots
 from phi4d.task import Task
 from phi4d.worker.endings import Endings

@@ -212,7 +212,7 @@ def edit_index(folder, weight_map):
 @pytest.mark.parametrize(
     ("files", "crops", "hop"),
     [
-        ({"processor_config.json": {"image_processor": {"dynamic_hd": 4}}}, 4, None),
+        ({"processor_config.json": {"image_processor": {"dynamic_hd": 4}}}, 4, 160),
         ({"processor_config.json": {"audio_processor": {"hop_length": 80}}}, None, 80),
         ({"preprocessor_config.json": {"dynamic_hd": 36, "hop_length": 160}}, 36, 160),
         (
@@ -221,7 +221,7 @@ def edit_index(folder, weight_map):
                 "preprocessor_config.json": {"dynamic_hd": 36},
             },
             12,
-            None,
+            160,
         ),
     ],
 )
@@ -231,4 +231,18 @@ def test_the_processors_settings_are_read(folder, files, crops, hop):
         (folder / name).write_text(json.dumps(content))
     checkpoint = read(folder)
     assert checkpoint.max_crops == crops
-    assert checkpoint.features.get("hop_length") == hop
+    assert checkpoint.mel.hop_length == hop
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hop_length": "160"}, "hop_length: a positive number was expected, found '160'"),
+        ({"n_fft": 256}, "win_length: 400 is more than n_fft, 256"),
+        ({"mel_min_frequency": 8000}, "mel_min_frequency: 8000 is not below mel_max_frequency"),
+    ],
+)
+def test_settings_that_make_no_features_are_a_fault(folder, settings, words):
+    edit(folder / "processor_config.json", audio_processor=settings)
+    (fault,) = faults(folder)
+    assert f"processor_config.json: cannot be used ({words}" in fault

@@ -13,7 +13,8 @@ from enginekit import clip, mended, upstream_model
 from transformers.models.phi4_multimodal import modeling_phi4_multimodal as modeling
 
 from phi4d.engine import corrections
-from phi4d.engine.tiler import tile
+from phi4d.engine.pixels import features, mask, pixels
+from phi4d.prepared.tiles import tile
 
 UNFOLD = modeling.unfold_tensor
 """upstream's own: tests are collected before the first model is corrected"""
@@ -33,19 +34,16 @@ def square_picture() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     picture = torch.randint(0, 256, (448, 448, 3), generator=generator, dtype=torch.uint8)
     tiles = tile(picture.numpy())
-    return tiles.pixels, tiles.mask.bool()
+    return pixels(tiles), mask(tiles).bool()
 
 
 def seen(model) -> torch.Tensor:
-    pixels, mask = square_picture()
-    return model.model.embed_tokens_extend.image_embed.get_img_features(pixels, mask)
+    return model.model.embed_tokens_extend.image_embed.get_img_features(*square_picture())
 
 
 def mel(engine, seconds: float, seed: int = 0) -> torch.Tensor:
     """(frames, 80) features of a clip."""
-    samples = clip(seconds, seed).media
-    made = engine._loaded.features(samples, sampling_rate=16_000, return_tensors="pt")
-    return made["audio_input_features"][0]
+    return features(engine.preparation.sound(clip(seconds, seed).media))
 
 
 def padded(clips: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,8 +13,8 @@ from phi4d.engine.fake import FakeEngine
 from phi4d.engine.faults import device_faults, give_back
 from phi4d.errors import DeviceError, DeviceLost
 from phi4d.job import SAMPLE_RATE_HZ, Kind
-from phi4d.ladder import size
 from phi4d.media.pool import DecodePool
+from phi4d.prepared.cutting import size
 
 
 @pytest.mark.parametrize(

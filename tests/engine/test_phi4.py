@@ -22,13 +22,16 @@ from enginekit import (
     speech,
 )
 from tokenizers import Tokenizer
+from transformers import Phi4MultimodalFeatureExtractor
 
 from phi4d.engine import Engine, phi4
 from phi4d.engine.checkpoint import read
 from phi4d.engine.phi4 import Phi4Engine
+from phi4d.engine.pixels import mask, pixels
 from phi4d.engine.plan import Slot
 from phi4d.errors import ConfigError, DeviceError, Stopped
 from phi4d.job import FinishReason, Kind, Request, Sampling
+from phi4d.prepared.tiles import tile
 
 EXPECTED = json.loads((DEMO / "samples" / "expected.json").read_text())
 PICTURES = [name for name in EXPECTED if name.startswith("shapes-")]
@@ -42,6 +45,12 @@ WORDS = len(
     .ids
 )
 """tokens of a picture's prompt without the picture"""
+
+
+def prepared(engine, request):
+    """The same request, its media as decode processes prepare them."""
+    make = {Kind.IMAGE: engine.preparation.picture, Kind.AUDIO: engine.preparation.sound}
+    return dataclasses.replace(request, media=make[request.kind](request.media))
 
 
 def one_at_a_time(engine, requests):
@@ -90,25 +99,41 @@ def generated(engine, request, media):
 def test_a_picture_is_answered_as_by_transformers_own_generate(engine):
     for name in PICTURES:
         request = picture(name, max_new_tokens=TOKENS)
-        tiles = phi4.tile(request.media, read(CHECKPOINT).max_crops)
+        tiles = tile(request.media, read(CHECKPOINT).max_crops)
         media = {
             "count": tiles.tokens,
-            "image_pixel_values": tiles.pixels[None],
+            "image_pixel_values": pixels(tiles)[None],
             "image_sizes": torch.tensor([[tiles.height, tiles.width]]),
-            "image_attention_mask": tiles.mask[None],
+            "image_attention_mask": mask(tiles)[None],
         }
         assert engine.generate([request])[0].text == generated(engine, request, media)
 
 
-def heard(engine, request):
-    made = engine._loaded.features(request.media, sampling_rate=16_000, return_tensors="pt")
+def heard(request):
+    made = Phi4MultimodalFeatureExtractor()(
+        request.media, sampling_rate=16_000, return_tensors="pt"
+    )
     return {"count": int(made["audio_embed_sizes"][0]), **made}
 
 
 @pytest.mark.parametrize("seconds", [1.0, 3.3, 12.0])
 def test_a_clip_is_answered_as_by_transformers_own_generate(engine, seconds):
     request = clip(seconds, max_new_tokens=TOKENS)
-    assert engine.generate([request])[0].text == generated(engine, request, heard(engine, request))
+    assert engine.generate([request])[0].text == generated(engine, request, heard(request))
+
+
+@pytest.mark.parametrize("request_", [picture(PICTURES[0]), noise(900, 900), clip(3.3)])
+def test_media_that_were_prepared_are_answered_as_those_that_were_not(engine, request_):
+    request = dataclasses.replace(request_, max_new_tokens=TOKENS)
+    assert engine.generate([prepared(engine, request)]) == engine.generate([request])
+
+
+def test_a_prepared_picture_of_too_many_crops_is_given_fewer(engine):
+    whole = prepared(engine, noise(900, 900, max_new_tokens=1))
+    few = dataclasses.replace(whole, max_crops=1)
+    (done,) = engine.generate([few])
+    assert whole.media.crops > 1
+    assert done.prompt_tokens == whole.media.within(1).tokens + WORDS
 
 
 @pytest.mark.parametrize("penalty", [0.3, 4.0])
@@ -116,14 +141,14 @@ def test_a_repetition_penalty_is_that_of_transformers_own_generate(engine, penal
     plain = clip(3.3, max_new_tokens=TOKENS)
     request = dataclasses.replace(plain, sampling=Sampling(repetition_penalty=penalty))
     (done,) = engine.generate([request])
-    assert done.text == generated(engine, request, heard(engine, request))
+    assert done.text == generated(engine, request, heard(request))
     assert done.text != engine.generate([plain])[0].text
 
 
 def test_a_prompt_over_4096_tokens_is_answered_as_by_transformers_own_generate(engine):
     request = long_clip(engine, 4200, 9)
     (done,) = engine.generate([request])
-    assert done.text == generated(engine, request, heard(engine, request))
+    assert done.text == generated(engine, request, heard(request))
 
 
 def test_the_prompts_and_the_answers_tokens_are_counted(engine):
@@ -368,7 +393,7 @@ def test_a_request_may_ask_for_fewer_crops_but_not_for_more(engine):
 def test_the_models_own_crops_are_the_default(engine):
     (done,) = engine.generate([noise(900, 900, max_new_tokens=1)])
     most = read(CHECKPOINT).max_crops
-    assert done.prompt_tokens == phi4.tile(noise(900, 900).media, most).tokens + WORDS
+    assert done.prompt_tokens == tile(noise(900, 900).media, most).tokens + WORDS
 
 
 @pytest.mark.parametrize(

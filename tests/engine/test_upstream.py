@@ -27,8 +27,9 @@ from enginekit import (
 from transformers import Phi4MultimodalForCausalLM
 
 from phi4d.engine import lane
-from phi4d.engine.tiler import tile
+from phi4d.engine.pixels import mask, pixels
 from phi4d.job import FinishReason, Kind, Request, Sampling
+from phi4d.prepared.tiles import tile
 
 SHORT = 4096
 """tokens up to which the short rotary scaling holds"""
@@ -45,9 +46,9 @@ def grey():
     """A picture of one crop, as the model takes it."""
     tiles = tile(np.full((448, 448, 3), 128, np.uint8))
     return {
-        "image_pixel_values": tiles.pixels[None],
+        "image_pixel_values": pixels(tiles)[None],
         "image_sizes": torch.tensor([[tiles.height, tiles.width]]),
-        "image_attention_mask": tiles.mask[None],
+        "image_attention_mask": mask(tiles)[None],
     }, tiles.tokens
 
 

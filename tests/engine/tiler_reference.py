@@ -1,4 +1,4 @@
-"""Compares our tiler with transformers' image processor. Run by test_tiler.py as a process.
+"""Compares our tiler with transformers' image processor. Run by test_pixels.py as a process.
 
 The processor needs torchvision, which cannot be imported beside a CPU build of torch in a process
 that also imports peft; so it lies in a folder of its own, the first argument. Writes one line for
@@ -40,6 +40,16 @@ TRUE_SIZES = [
     (20000, 13),
 ]
 """(width, height) in pixels"""
+RESIZED = 0.3
+"""The share of a resized picture's samples that may differ from the processor's: it resizes by
+torch, with weights of 16 bits, where ours and Microsoft's own do by Pillow, with finer ones.
+Seen: 0.002 where noise shrinks by half, 0.22 where it grows little."""
+LEVEL = 1 / 127.5
+"""a level of 255, in the numbers of the tower"""
+OFF = 2.01 * LEVEL
+"""how far such a sample may be off; seen: two levels"""
+VIEW = 2.5 * OFF
+"""how far the global view may be off then: its weights add up to 2.5 in size at most"""
 
 
 def find_torchvision(folder: str) -> object:
@@ -53,7 +63,8 @@ def find_torchvision(folder: str) -> object:
 
 
 def compare_tiles(processor: object) -> int:
-    from phi4d.engine.tiler import tile, widened
+    from phi4d.engine.pixels import mask, pixels
+    from phi4d.prepared.tiles import tile, widened
 
     chance = np.random.default_rng(0)
     cases = [(size, most) for size in TRUE_SIZES for most in (4, 12, 36)]
@@ -74,9 +85,10 @@ def compare_tiles(processor: object) -> int:
         if theirs is None:
             right = widened(height, width, most) != (height, width)
         else:
+            untouched = ours.picture.shape == picture.shape
             right = (
-                torch.equal(ours.pixels, theirs["image_pixel_values"][0])
-                and torch.equal(ours.mask, theirs["image_attention_mask"][0])
+                alike(pixels(ours), theirs["image_pixel_values"][0], exactly=untouched)
+                and torch.equal(mask(ours), theirs["image_attention_mask"][0])
                 and [ours.height, ours.width] == theirs["image_sizes"][0].tolist()
                 and ours.tokens == theirs["num_img_tokens"][0]
             )
@@ -85,9 +97,22 @@ def compare_tiles(processor: object) -> int:
     return len(cases)
 
 
+def alike(ours: torch.Tensor, theirs: torch.Tensor, *, exactly: bool) -> bool:
+    """Whether two pictures' views and crops are the same, or as good as."""
+    if exactly:
+        return torch.equal(ours, theirs)
+    off = (ours - theirs).abs()
+    return (
+        off.shape == ours.shape
+        and bool((off[1:] < OFF).all())
+        and float((off[1:] > 0).float().mean()) < RESIZED
+        and bool((off[0] < VIEW).all())
+    )
+
+
 def compare_grids(processor: object) -> int:
     """The choice of the grid, at and around the shapes that lie between two grids."""
-    from phi4d.engine.tiler import layout
+    from phi4d.prepared.tiles import layout
 
     count = 0
     for most in (1, 2, 4, 9, 12, 16, 25, 36):

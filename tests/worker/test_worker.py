@@ -22,7 +22,7 @@ from phi4d.engine.fake import FakeEngine
 from phi4d.engine.resident import Resident
 from phi4d.errors import DecoderDied, DeviceError, DeviceLost, EnvironmentFault
 from phi4d.job import Arrival, Completion, Fingerprint, Job, Kind, Request, Sampling
-from phi4d.ladder import size
+from phi4d.prepared.cutting import size
 from phi4d.scheduler import Turns
 from phi4d.worker import DECODER_TRIES, DEVICE_DEATHS, Worker
 

@@ -24,7 +24,8 @@ from torch.nn import functional
 from transformers.models.phi4_multimodal import modeling_phi4_multimodal as upstream
 from vision_tower import CELLS, NONE, labels
 
-from phi4d.engine.tiler import tile
+from phi4d.engine.pixels import mask, pixels
+from phi4d.prepared.tiles import tile
 
 MOST_CROPS = 4
 LINE = CELLS + 1
@@ -60,17 +61,16 @@ def look(image: upstream.Phi4MultimodalImageEmbedding, rng: Random, *, crops: bo
     scene = synth.scene(rng, size)
     drawn = synth.wear_picture(rng, scene.draw(*size))
     tiles = tile(np.asarray(drawn), MOST_CROPS)
-    count = len(tiles.pixels) if crops else 1
-    found = image.get_img_features(
-        tiles.pixels[:count], attention_mask=tiles.mask[:count].bool()
-    ).half()
+    count = 1 + tiles.crops if crops else 1
+    true = mask(tiles).bool()
+    found = image.get_img_features(pixels(tiles)[:count], attention_mask=true[:count]).half()
     kinds, marks = labels(scene)
     grid = None
     if crops:
         down, across = tiles.height // 448, tiles.width // 448
-        mask = _put_together(tiles.mask[1:, ::2, ::2].unsqueeze(-1), down, across)[..., 0]
+        seen = _put_together(true[1:, ::2, ::2].unsqueeze(-1), down, across)[..., 0]
         grid = _put_together(found[1:].unflatten(1, (CELLS, CELLS)), down, across)
-        grid = grid[: int(mask[:, 0].sum()), : int(mask[0].sum())].clone()
+        grid = grid[: int(seen[:, 0].sum()), : int(seen[0].sum())].clone()
     return View(
         size,
         scene.answer,

@@ -1,11 +1,13 @@
-"""From a picture to the crops that the vision tower takes: arithmetic and resizing, no model.
+"""From a picture to what the vision tower sees of it: arithmetic and resizing, no model.
 
 It stands in for transformers' ``Phi4MultimodalImageProcessor``, which needs torchvision, and equals
-it number for number (``tests/engine/test_tiler.py``). It must not read files or know prompts.
+it but for the last bit of some samples (``tests/engine/test_pixels.py``): that one resizes by
+torch, and Microsoft's own, like this, by Pillow. It must not read files or know prompts.
 
 The picture is laid on a grid of 448-pixel crops: as many as it spans, or, past the limit, the grid
 whose shape comes closest. It is scaled to touch the grid's edges, white fills the rest, and a
-global view of 448² goes before the crops. Every number below is the reference's.
+global view of 448² goes before the crops. Every number below is the reference's. White, view and
+crops are the device's to make: here they would be bytes to carry.
 """
 
 from __future__ import annotations
@@ -13,18 +15,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from platform import machine
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.nn.functional import interpolate, pad
+from numpy.typing import NDArray
+from PIL import Image
 
 from phi4d.job import CROP_PX
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
 
 PATCH_PX = 14
 PATCHES = CROP_PX // PATCH_PX
@@ -35,22 +31,6 @@ MIN_SIDE_PX = 10
 """the reference refuses a picture whose scaled side is shorter"""
 MAX_ASPECT = 40
 """what a picture that the reference refuses is widened to: 448 / 40 = 11 px, just enough"""
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """A picture as the vision tower takes it. The tensors are on the CPU, float32."""
-
-    pixels: Tensor
-    """(1 + crops, 3, 448, 448) in [-1, 1]: the global view, then the crops row by row"""
-    mask: Tensor
-    """(1 + crops, 32, 32): 1 where a patch holds some of the picture, 0 in the white"""
-    height: int
-    """pixels of the padded picture, a multiple of 448"""
-    width: int
-    """pixels of the padded picture, a multiple of 448"""
-    tokens: int
-    """places that the picture takes in the prompt"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,40 +60,78 @@ class Layout:
         return across, down
 
 
-def tile(picture: NDArray[np.uint8], max_crops: int = MAX_CROPS) -> Tiles:
-    """Cut a picture into crops.
+@dataclass(frozen=True, slots=True, eq=False)
+class Tiles:
+    """A picture scaled to its grid of crops.
+
+    Raises:
+        ValueError: the picture does not fit the grid.
+    """
+
+    picture: NDArray[np.uint8]
+    """(height, width, 3) RGB, to be laid in the grid's upper left corner"""
+    columns: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.picture.shape, self.picture.dtype
+        fits = dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
+        fits = fits and MIN_SIDE_PX <= shape[0] <= self.rows * CROP_PX
+        if not (fits and MIN_SIDE_PX <= shape[1] <= self.columns * CROP_PX):
+            raise ValueError(
+                f"a picture for {self.columns} x {self.rows} crops was expected, found "
+                f"{shape} {dtype}"
+            )
+
+    @property
+    def crops(self) -> int:
+        """How many, without the global view."""
+        return self.columns * self.rows
+
+    @property
+    def height(self) -> int:
+        """Pixels of the grid."""
+        return self.rows * CROP_PX
+
+    @property
+    def width(self) -> int:
+        """Pixels of the grid."""
+        return self.columns * CROP_PX
+
+    @property
+    def layout(self) -> Layout:
+        """Where the picture is on the grid."""
+        height, width = self.picture.shape[:2]
+        return Layout(self.columns, self.rows, width, height)
+
+    @property
+    def tokens(self) -> int:
+        """Places that the picture takes in the prompt."""
+        return self.layout.tokens
+
+    def within(self, max_crops: int) -> Tiles:
+        """It, or, if it has more crops than that, the same picture on a smaller grid."""
+        return self if self.crops <= max_crops else tile(self.picture, max_crops)
+
+
+def tile(picture: NDArray[np.uint8] | Image.Image, max_crops: int = MAX_CROPS) -> Tiles:
+    """Scale a picture to its grid of crops.
 
     Args:
-        picture: (height, width, 3) RGB, any size from one pixel on. One that is too long and thin
-            for the model is first widened with white.
+        picture: (height, width, 3) RGB, or Pillow's own; any size from one pixel on. One that is
+            too long and thin for the model is first widened with white.
         max_crops: the most crops, without the global view; each costs up to 272 tokens.
     """
-    # A copy, as the picture may be read-only memory, which torch cannot mark as such.
-    image = torch.from_numpy(np.array(picture.transpose(2, 0, 1), order="C"))
-    height, width = widened(image.shape[1], image.shape[2], max_crops)
-    image = pad(image, (0, width - image.shape[2], 0, height - image.shape[1]), value=255)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    height, width = widened(image.height, image.width, max_crops)
+    if (width, height) != image.size:
+        wide = Image.new("RGB", (width, height), "white")
+        wide.paste(image)
+        image = wide
     plan = layout(height, width, max_crops)
-
-    if image.shape[1:] != (plan.height, plan.width):
-        image = _shrink_or_grow(image, plan.height, plan.width)
-    right, below = plan.columns * CROP_PX - plan.width, plan.rows * CROP_PX - plan.height
-    image = pad(image, (0, right, 0, below), value=255)
-    pixels = image.to(torch.float32).sub_(127.5).div_(127.5)
-
-    view = pixels[None]
-    if (plan.rows, plan.columns) != (1, 1):
-        view = interpolate(view, (CROP_PX, CROP_PX), mode="bicubic", align_corners=False)
-    crops = pixels.reshape(3, plan.rows, CROP_PX, plan.columns, CROP_PX)
-    crops = crops.permute(1, 3, 0, 2, 4).reshape(-1, 3, CROP_PX, CROP_PX)
-
-    across, down = plan.patches()
-    mask = torch.zeros(plan.rows * PATCHES, plan.columns * PATCHES)
-    mask[:down, :across] = 1
-    mask = mask.reshape(plan.rows, PATCHES, plan.columns, PATCHES).transpose(1, 2)
-    mask = torch.cat([torch.ones(1, PATCHES, PATCHES), mask.reshape(-1, PATCHES, PATCHES)])
-
-    height, width = pixels.shape[1:]
-    return Tiles(torch.cat([view, crops]), mask, height, width, plan.tokens)
+    if image.size != (plan.width, plan.height):
+        image = image.resize((plan.width, plan.height), Image.Resampling.BILINEAR)
+    return Tiles(np.asarray(image), plan.columns, plan.rows)
 
 
 def layout(height: int, width: int, max_crops: int = MAX_CROPS) -> Layout:
@@ -160,20 +178,3 @@ def _grids(max_crops: int) -> list[tuple[int, int]]:
     sides = range(1, max_crops + 1)
     grids = [(i, j) for i in sides for j in sides if i * j <= max_crops]
     return sorted(grids, key=lambda grid: grid[0] * grid[1])
-
-
-def _shrink_or_grow(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize (3, h, w) uint8 by antialiased bilinear interpolation, as torchvision does it.
-
-    On processors with vector units torchvision works in 8-bit integers, elsewhere in floats; the
-    two differ by one level here and there, so the same choice is made.
-    """
-    native = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"} or machine() in {
-        "aarch64",
-        "arm64",
-    }
-    source = image[None] if native else image[None].to(torch.float32)
-    resized = interpolate(
-        source, (height, width), mode="bilinear", align_corners=False, antialias=True
-    )
-    return (resized if native else resized.round_().to(torch.uint8))[0]
