@@ -22,66 +22,26 @@ peft, safetensors and numpy; `full` 11 GB of disk, freed afterwards.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM, logging
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-checkpoints = importlib.import_module("checkpoints")
+sys.path.insert(0, str(Path(__file__).parent))
+from models import CONFIGS, made, requests, wait
 
-from phi4d.engine.layout import Layout  # noqa: E402 - the path is set above
-from phi4d.engine.phi4 import ADAPTER, Phi4Engine  # noqa: E402
-from phi4d.engine.pixels import mask, pixels  # noqa: E402
-from phi4d.engine.plan import Slot  # noqa: E402
-from phi4d.engine.requests import Asked  # noqa: E402
-from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request  # noqa: E402
-from phi4d.prepared.tiles import tile  # noqa: E402
-
-TRANSCRIBE = "Transcribe the audio clip into text."
-DESCRIBE = "Describe the image."
-TOKENS_PER_SECOND = 3.3
-PICTURE_TOKENS = 100
-SIZES = {"mid": (448, 448), "small": (448, 448), "full": (1920, 1080)}
-"""pictures, width and height"""
-
-
-def mid() -> dict[str, Any]:
-    """A configuration of some 300 million parameters; heads are as large as the real ones."""
-    config: dict[str, Any] = json.loads(json.dumps(checkpoints.REAL))
-    config |= {
-        "vocab_size": 32_064, "hidden_size": 1152, "intermediate_size": 3072,
-        "num_hidden_layers": 14, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "bos_token_id": 31_999, "pad_token_id": 31_999, "eos_token_id": [31_999, 32_020],
-    }  # fmt: skip
-    config["vision_config"] |= {
-        "hidden_size": 448, "intermediate_size": 1664, "num_hidden_layers": 12,
-        "num_attention_heads": 7, "image_token_id": 32_010,
-    }  # fmt: skip
-    config["audio_config"] |= {
-        "hidden_size": 384, "intermediate_size": 576, "num_blocks": 12, "num_attention_heads": 6,
-        "ext_pw_out_channel": 384, "depthwise_separable_out_channel": 384,
-        "nemo_conv_channels": 384, "audio_token_id": 32_011,
-    }  # fmt: skip
-    return config
-
-
-CONFIGS = {
-    "mid": (mid, {"vision": 96, "speech": 120}),
-    "small": (checkpoints.small, {"vision": 4, "speech": 5}),
-    "full": (lambda: checkpoints.REAL, None),
-}
+from phi4d.engine.phi4 import ADAPTER, Phi4Engine
+from phi4d.engine.pixels import mask, pixels
+from phi4d.engine.plan import Slot
+from phi4d.engine.requests import Asked
+from phi4d.job import SAMPLE_RATE_HZ, Completion, Kind, Request
+from phi4d.prepared.tiles import tile
 
 
 class Rival:
@@ -173,31 +133,6 @@ def stream(engine: Phi4Engine, requests: Sequence[Request]) -> int:
     return tokens
 
 
-def requests(size: str, clips: int, pictures: int) -> tuple[list[Request], list[Request]]:
-    """The clips and the pictures, the same each time."""
-    rng = np.random.default_rng(0)
-    sounds = [
-        Request(
-            Kind.AUDIO,
-            TRANSCRIBE,
-            rng.normal(0, 0.1, round(seconds * SAMPLE_RATE_HZ)).astype(np.float32),
-            round(seconds * TOKENS_PER_SECOND),
-        )
-        for seconds in rng.uniform(5, 30, clips)
-    ]
-    width, height = SIZES[size]
-    seen = [
-        Request(
-            Kind.IMAGE,
-            DESCRIBE,
-            rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
-            PICTURE_TOKENS,
-        )
-        for _ in range(pictures)
-    ]
-    return sounds, seen
-
-
 def batches(all_of_them: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
     """In order, so many at a time."""
     for begin in range(0, len(all_of_them), size):
@@ -218,15 +153,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="for the weights; default: a temporary one")
     options = parser.parse_args()
     size = options.size or ("mid" if options.device == "cpu" else "full")
-    place = Path(tempfile.mkdtemp(prefix="phi4d-engine-", dir=options.folder))
-    try:
-        config, ranks = CONFIGS[size]
-        checkpoints.make(
-            place / "model", config(), Layout.CONVERTED, ranks=ranks, device=options.device
-        )
-        result = measure(place / "model", size, options)
-    finally:
-        shutil.rmtree(place)
+    with made(size, options.device, options.folder) as folder:
+        result = measure(folder, size, options)
     print(json.dumps(result))
     return 0
 
@@ -235,8 +163,7 @@ def measure(folder: Path, size: str, options: argparse.Namespace) -> dict[str, A
     """All ways, in one process, a warming request of each kind before each."""
     logging.set_verbosity_error()  # it says that weights are missing which are not
     slot = Slot(options.device, options.dtype, merged=not options.unmerged)
-    engine = Phi4Engine.load(folder, slot)
-    engine._tokens.stop = frozenset()  # answers are as long as they may be
+    engine = Phi4Engine.load(folder, slot, endless=True)
     rival = None
     if {"one", "static"} & set(options.only):
         rival = Rival(folder, options.device, options.dtype, engine)
@@ -291,12 +218,6 @@ def measure(folder: Path, size: str, options: argparse.Namespace) -> dict[str, A
         "times_one": over(rows, "one"),
         "times_static": over(rows, "static"),
     }
-
-
-def wait(device: str) -> None:
-    """Until the device has done all."""
-    if device != "cpu":
-        torch.cuda.synchronize(device)
 
 
 def said(row: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
-import engine as bench
+import models as bench
 
 from phi4d.engine.decoding import read_prompts
 from phi4d.engine.embedding import embed

@@ -75,6 +75,8 @@ def throughput(
     with contextlib.closing(engines(config, endless=not files)) as loaded:
         say("loading the model")
         for engine in loaded:
-            requests = asked or work.generated(config, engine.device)
+            requests = work.prepared(
+                asked or work.generated(config, engine.device), engine.preparation
+            )
             sweeps.append(sweep(engine, requests, sizes, seconds=seconds, say=say, clock=clock))
     return sweeps

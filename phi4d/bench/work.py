@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from phi4d.errors import EnvironmentFault, FileError
 from phi4d.job import SAMPLE_RATE_HZ, Kind, Request
 from phi4d.media.pool import DecodePool
 from phi4d.media.probe import look
+from phi4d.prepared.preparation import Preparation
 
 MOST = 64
 """requests of a kind that are made of files: so much is kept in memory"""
@@ -81,6 +84,21 @@ def of_files(config: Config, files: Sequence[str]) -> dict[Kind, list[Request]]:
     if not found:
         raise FileError(f"{', '.join(files)}: nothing is said in it: name a recording of speech")
     return found
+
+
+def prepared(
+    asked: Mapping[Kind, Sequence[Request]], preparation: Preparation | None
+) -> dict[Kind, list[Request]]:
+    """The same with media as decode processes make them ready for an engine."""
+
+    def ready(request: Request) -> Request:
+        media: Any = request.media
+        if preparation is None:
+            return request
+        make = preparation.picture if request.kind is Kind.IMAGE else preparation.sound
+        return replace(request, media=make(media))
+
+    return {kind: [ready(request) for request in some] for kind, some in asked.items()}
 
 
 def _add(made: dict[Kind, list[Request]], config: Config, pool: DecodePool, path: Path) -> None:

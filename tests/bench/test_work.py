@@ -14,6 +14,7 @@ from phi4d.bench import work
 from phi4d.config import Config
 from phi4d.errors import FileError
 from phi4d.job import SAMPLE_RATE_HZ, Kind, Sampling
+from phi4d.prepared.preparation import Preparation
 
 
 def test_clips_are_of_every_length_in_any_stretch_of_four():
@@ -83,6 +84,21 @@ def test_silence_gives_nothing_to_ask_about(
     assert work.of_files(Config(), [str(silent), str(picture)]).keys() == {Kind.IMAGE}
     with pytest.raises(FileError, match=r"a.wav: nothing is said in it"):
         work.of_files(Config(), [str(silent)])
+
+
+def test_media_are_prepared_before_as_decode_processes_do():
+    asked = {kind: some[:2] for kind, some in work.generated(Config(), "cpu").items()}
+    preparation = Preparation(max_crops=4)
+
+    made = work.prepared(asked, preparation)
+
+    assert work.prepared(asked, None) == asked
+    for kind, ready in ((Kind.IMAGE, preparation.picture), (Kind.AUDIO, preparation.sound)):
+        for before, after in zip(asked[kind], made[kind], strict=True):
+            wanted = ready(before.media)
+            assert type(after.media) is type(wanted)
+            assert after.media.tokens == wanted.tokens
+            assert (after.prompt, after.max_new_tokens) == (before.prompt, before.max_new_tokens)
 
 
 def test_a_file_that_cannot_be_answered_is_named(tmp_path: Path):
