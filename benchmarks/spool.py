@@ -9,7 +9,8 @@
 - latency: from the close of a file, dropped alone, to the engine's start; and the same with two
   busy threads in the daemon;
 - ``--million``: an inbox of a million files: READY, the first job, memory over an empty start, and
-  a rescan that finds nothing new.
+  a rescan that finds nothing new; and what a worker that looks for its next files takes of the
+  processor, with so many pictures and recordings in two inboxes, and with a thousand.
 
 Everything is on the disk of ``--folder``, which should not be a tmpfs. Prints a table with the
 targets; the last line is JSON.
@@ -18,11 +19,13 @@ targets; the last line is JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import re
 import shutil
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -42,6 +45,7 @@ LINKS = 50_000
 """names of one file: ext4 takes 65,000"""
 IN_FOLDER = 1_000
 DROPS = 300
+LOOKS = 1_000
 DURABLE = 1_500
 """files of the durable cycle"""
 LONG_S = 900.0
@@ -290,6 +294,52 @@ def million(folder: Path, files: int) -> dict[str, float]:
     }
 
 
+def looks(folder: Path, jobs: int) -> dict[str, float]:
+    """Processor time of a worker's look for eight files, however many wait; nothing is synced."""
+    folder.mkdir()
+    return {
+        "with a thousand, µs": _look_us(folder / "few.sqlite3", 1_000),
+        f"with {jobs:,}, µs": _look_us(folder / "many.sqlite3", jobs),
+    }
+
+
+def _look_us(path: Path, jobs: int) -> float:
+    from phi4d.job import Kind
+    from phi4d.scheduler import Turns
+    from phi4d.store import Store
+
+    chance = random.Random(1)
+    kinds, boxes = tuple(Kind), ("in", "other")
+    with Store(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.executemany(
+            "INSERT INTO job (inbox, path, kind, inode, size, mtime_ns, state, added)"
+            " VALUES (?, ?, ?, ?, ?, 1, 'queued', ?)",
+            (
+                (
+                    boxes[n % 2],
+                    b"%d" % n,
+                    kinds[n // 2 % 2],
+                    n,
+                    chance.randrange(10**8),
+                    1e9 + n / 1e3,
+                )
+                for n in range(jobs)
+            ),
+        )
+    taken = []
+    with Store(path) as store:
+        turns = Turns()
+        for _ in range(LOOKS):
+            begun = time.thread_time()
+            chosen = turns.pick(store.waiting(8, boxes), 8)
+            taken.append(time.thread_time() - begun)
+            if len(chosen) != 8:
+                raise AssertionError(f"{len(chosen)} files were chosen of {jobs:,}, expected 8")
+    return 1e6 * statistics.median(taken)
+
+
 def target(name: str, value: float | None) -> str:
     """What was wanted, and whether it is so."""
     if name not in TARGETS or value is None:
@@ -311,7 +361,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--million", action="store_true", help="also an inbox of a million files")
-    parser.add_argument("--only", choices=["scan", "cycle", "latency", "million"])
+    parser.add_argument("--only", choices=["scan", "cycle", "latency", "million", "looks"])
     parser.add_argument("--files", type=int, default=1_000_000, help="how many a million are")
     parser.add_argument("--scan", type=int, default=100_000, help="files that are scanned")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"))  # noqa: S108 -- a disk
@@ -330,6 +380,9 @@ def main() -> int:
             results["latency busy, ms"] = dict(latency(folder / "busy", "--busy", "2"))
         if args.million or args.only == "million":
             results["million"] = dict(million(folder / "million", args.files))
+            shutil.rmtree(folder / "million")
+        if args.million or args.only == "looks":
+            results["a look for the next eight files"] = dict(looks(folder / "looks", args.files))
     finally:
         shutil.rmtree(folder)
 
