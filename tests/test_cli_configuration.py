@@ -165,6 +165,17 @@ class TestCheck:
             assert ("can be read by every user; chmod o-r" in told) is said, oct(mode)
             assert "sesame" not in told
 
+    @pytest.mark.parametrize("other", ["high", "normal"])
+    def test_a_priority_that_is_before_none(self, tmp_path: Path, other: str) -> None:
+        file = tmp_path / "phi4d.toml"
+        tables = ""
+        for name, priority in (("a", "high"), ("b", other)):
+            (tmp_path / name).mkdir()
+            tables += f'[[inbox]]\npath = "{name}"\noutbox = "beside"\npriority = "{priority}"\n'
+        file.write_text(tables)
+        said = "priority: is the same for all inboxes, and has no effect"
+        assert flat(config("check", "--config", file)).count(said) == (2 if other == "high" else 0)
+
     def test_a_word_in_a_hooks_arguments_that_is_none(self, tmp_path: Path) -> None:
         file = tmp_path / "phi4d.toml"
         command = '["true", "{pth}/{name} {{path}}", "{x}", "{pth}"]'

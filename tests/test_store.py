@@ -679,6 +679,20 @@ class TestRecovery:
                 (b"b", 0),
             ]
 
+    def test_what_came_before_the_clock_was_set_back_has_its_turn(
+        self, store: Store, clock: Clock
+    ) -> None:
+        # given a file that came while the clock went wrong
+        clock.advance(1e6)
+        store.add([arrival(b"early")])
+        clock.advance(-1e6)
+        # when the next daemon starts, and another comes
+        store.recover()
+        clock.advance(1)
+        store.add([arrival(b"late")])
+        # then it does not wait until the clock is there again
+        assert [job.path for job in store.waiting(9, ["in"])] == [b"early", b"late"]
+
     def test_a_killed_process_loses_nothing_that_was_acknowledged(self, path: Path) -> None:
         script = (
             "import os, sys, signal\n"

@@ -23,6 +23,7 @@ def doubts(reading: Reading, config: Config, environ: Mapping[str, str]) -> list
         *_unread(reading),
         *_variables(environ),
         *_general(config),
+        *_priorities(config),
         *(doubt for n, box in enumerate(config.inbox) for doubt in _of_inbox(config, n, box)),
     ]
 
@@ -67,6 +68,14 @@ def _general(config: Config) -> Iterator[Fault]:
         yield doubt("model_path", f"{config.model_path} is no folder; `phi4d run` does not start")
     if config.results_dir and not config.results_dir.is_dir() and config.results_dir.exists():
         yield doubt("results_dir", f"{config.results_dir} is no folder")
+
+
+def _priorities(config: Config) -> Iterator[Fault]:
+    if {box.priority for box in config.inbox} in ({"high"}, {"low"}):
+        for n in range(len(config.inbox)):
+            place = ("inbox", n, "priority")
+            said = "is the same for all inboxes, and has no effect"
+            yield Fault(config.origin(*place), place, said)
 
 
 def _of_inbox(config: Config, n: int, box: Inbox) -> Iterator[Fault]:

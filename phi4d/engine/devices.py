@@ -102,6 +102,23 @@ def memory(device: str) -> Memory | None:
     return Memory(size, size - free, own)
 
 
+def forget_peak(device: str) -> None:
+    """`peak_bytes` counts from now on."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: str) -> int:
+    """The most that torch held on a GPU since `forget_peak`; of the CPU nobody keeps account."""
+    if device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
+
+
 def free_bytes(device: str) -> int:
     """What could be allocated on a device: what nobody has, and what torch keeps without using."""
     if device == "cpu":

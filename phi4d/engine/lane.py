@@ -8,6 +8,7 @@ can see, not at all: a step that failed can be done again.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,15 @@ from phi4d.engine.copies import to_device
 from phi4d.engine.decoding import go_on, read_prompts
 from phi4d.engine.embedding import Prompt, embed
 from phi4d.engine.faults import device_faults
-from phi4d.engine.graphs import Captured, Graphs, rows_shape, span_shape
+from phi4d.engine.graphs import Captured, Graphs, rows_shape, shapes, span_shape
 from phi4d.engine.loader import Loaded
 from phi4d.engine.sampling import Chooser, Ways
 from phi4d.engine.seats import SPAN, Filling, Going, Seats, stretches
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from phi4d.engine.arena import Arena
 
 
 @dataclass(eq=False, slots=True)
@@ -86,6 +89,7 @@ class Lane:
         adapter: ``vision`` or ``speech``.
         never: ids that are not to be answered.
         graphs: by which steps are replayed; None: each step has no more than it needs.
+        arena: where the memory of the cache comes from; None: from the device.
 
     Attributes:
         waiting: in order of arrival.
@@ -99,11 +103,13 @@ class Lane:
         adapter: str,
         never: Collection[int],
         graphs: Graphs | None = None,
+        arena: Arena | None = None,
     ) -> None:
         self._loaded = loaded
         self._adapter = adapter
         self._never = never
         self._graphs = graphs
+        self._arena = arena
         self._captured: Captured = {}
         self._model = loaded.models[adapter]
         self._device = str(self._model.device)
@@ -150,12 +156,34 @@ class Lane:
             self._tokens = torch.zeros(count, dtype=torch.int64, device=self._device)
             self._positions = torch.zeros_like(self._tokens)
             self._live = torch.zeros_like(self._tokens, dtype=torch.bool)
-            self._seats = Seats(self._model, count, length)
+            self._seats = Seats(self._model, count, length, self._arena)
 
     def close(self) -> None:
         """Have no cache; nothing may be running."""
+        if self._seats is not None:
+            self._seats.close()
         self._captured = {}
         self._seats = self._batch = None
+
+    @torch.inference_mode()
+    def warm(self, shortest: int) -> int:
+        """Have the likeliest steps captured before anybody waits for them.
+
+        Args:
+            shortest: tokens that rows are expected to have at least.
+
+        Returns:
+            How many.
+        """
+        seats, graphs = self._open_seats(), self._graphs
+        if graphs is None:
+            return 0
+        ways = Ways(draws=False, penalizes=False)
+        with device_faults(self._device, f"capturing steps of {seats.count} answers"):
+            for shape in shapes(seats.count, seats.length, shortest):
+                step = functools.partial(self._step, *shape, ways)
+                graphs.run(self._captured, (*shape, ways), step)
+        return len(self._captured)
 
     def admit(self, tickets: Sequence[Ticket], beat: Callable[[], None]) -> Chosen:
         """Read prompts, and choose the first tokens of their answers.
@@ -212,7 +240,8 @@ class Lane:
             if self._graphs is not None:
                 shape = rows_shape(rows[-1] + 1, seats.count), span_shape(longest + 1, seats.length)
                 ways = self._chooser.ways(rows)
-                self._graphs.run(self._captured, (*shape, ways), lambda: self._step(*shape, ways))
+                step = functools.partial(self._step, *shape, ways)
+                self._graphs.run(self._captured, (*shape, ways), step)
                 tokens = self._tokens[index]
             else:
                 positions = self._positions[index]

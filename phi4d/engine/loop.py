@@ -14,12 +14,13 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
+from phi4d.engine.arena import Arena
 from phi4d.engine.embedding import Prompt
-from phi4d.engine.graphs import Graphs
+from phi4d.engine.graphs import Graphs, span_shape
 from phi4d.engine.grouping import alike
 from phi4d.engine.lane import Chosen, Lane, Ticket, rounded
 from phi4d.engine.loader import Loaded
@@ -27,6 +28,8 @@ from phi4d.errors import DeviceError, DeviceLost
 
 PROMPT_TOKENS = {"cpu": 1024, "cuda": 8192}
 """read in one step, at most, or one prompt: so long the others wait for their next token"""
+SEAT_TOKENS = 1024
+"""of the shortest seats in an arena: a clip of 30 s and an answer of 512 tokens are about 900"""
 
 
 class Loop:
@@ -45,6 +48,7 @@ class Loop:
         sheds: too little memory for all who are running makes the younger half wait; if not, they
             all fail, so that the caller may ask for less.
         graphs: see `Lane`.
+        arena: see `Lane`; all its memory is for the caches, whatever ``cache_tokens`` says.
     """
 
     def __init__(
@@ -59,17 +63,20 @@ class Loop:
         late: bool | None = None,
         sheds: bool = True,
         graphs: Graphs | None = None,
+        arena: Arena | None = None,
     ) -> None:
         self._loaded = loaded
-        self._stop = frozenset(stop)
+        self.stop = stop
         self._never = never
         self._rows = rows
-        self._cache_tokens = cache_tokens
-        device = next(iter(loaded.models.values())).device.type
-        self._prompt_tokens = prompt_tokens or PROMPT_TOKENS[device]
-        self._late = device != "cpu" if late is None else late
-        self._sheds = sheds
+        self._cache_tokens = arena.tokens if arena else cache_tokens
+        device = next(iter(loaded.models.values())).device
+        self._device = str(device)
+        self._prompt_tokens = prompt_tokens or PROMPT_TOKENS[device.type]
+        self._late = device.type != "cpu" if late is None else late
+        self.sheds = sheds
         self._graphs = graphs
+        self._arena = arena
         self._numbers = itertools.count()
         self._lanes: dict[tuple[str, bool], Lane] = {}
         self._unread: deque[tuple[Lane, Chosen]] = deque()
@@ -100,6 +107,11 @@ class Loop:
             coming = bool(self._submitted or self._cancelled)
         lanes = any(lane.waiting or lane.running for lane in self._lanes.values())
         return coming or lanes or bool(self._unread or self._ended)
+
+    @property
+    def tokens(self) -> int:
+        """What all caches hold room for."""
+        return sum(lane.tokens for lane in self._lanes.values())
 
     @property
     def room(self) -> int:
@@ -157,10 +169,33 @@ class Loop:
                 ticket.cancelled = True
                 self._end(ticket)
 
+    def warm(self, adapter: str, needs: int) -> int:
+        """Give a lane its cache, and have its likeliest steps captured, before anybody comes.
+
+        Args:
+            adapter: of its requests, which are short.
+            needs: tokens that they take, prompt and answer, at most.
+
+        Returns:
+            How many steps were captured.
+
+        Raises:
+            DeviceError: out of memory.
+        """
+        lane, length = self._lane(adapter, long=False), self._seat(needs)
+        count = min(self._room(lane, length), self._most(length)) // length
+        lane.open(count, length)
+        return lane.warm(length // 4)
+
+    def close(self) -> None:
+        """Give the memory of all caches back, whoever has a seat; the loop is of no use then."""
+        for lane in self._lanes.values():
+            lane.close()
+
     def _lane(self, adapter: str, *, long: bool) -> Lane:
         key = adapter, long
         if key not in self._lanes:
-            self._lanes[key] = Lane(self._loaded, adapter, self._never, self._graphs)
+            self._lanes[key] = Lane(self._loaded, adapter, self._never, self._graphs, self._arena)
         return self._lanes[key]
 
     def _admit(self, beat: Callable[[], None]) -> None:
@@ -194,18 +229,15 @@ class Loop:
         Returns:
             False: there is no room now, but others that run will leave some.
         """
-        others = [other for other in self._lanes.values() if other is not lane]
-        lane.close()
-        for other in others:
-            if not other.running:
-                other.close()
-        room = self._cache_tokens - sum(other.tokens for other in others)
         first = lane.waiting[0]
         longest = max(ticket.needs for ticket in lane.waiting)
+        room = self._room(lane, self._seat(longest))
+        alone = not any(other.running for other in self._lanes.values() if other is not lane)
         refused: DeviceError | None = None
-        for length in sorted({rounded(longest), rounded(first.needs)}, reverse=True):
-            count = min(self._rows, room // length)
-            if count < 1 and length == rounded(first.needs) and room == self._cache_tokens:
+        lengths = {self._seat(longest), self._seat(first.needs), rounded(first.needs)}
+        for length in sorted(lengths, reverse=True):
+            count = min(room, self._most(length)) // length
+            if count < 1 and length == rounded(first.needs) and alone and not self._arena:
                 count = 1
             while count > 0:
                 try:
@@ -217,10 +249,41 @@ class Loop:
                     count //= 2
                 else:
                     return True
-        if refused is None or room < self._cache_tokens:
+        if not alone:
             return False
-        self._fail(first, refused)
+        self._fail(first, refused or self._too_long(first))
         return True
+
+    def _room(self, lane: Lane, length: int) -> int:
+        """Tokens that a lane's cache may have, which has none then, nor have others, if need be."""
+        others = [other for other in self._lanes.values() if other is not lane]
+        lane.close()
+        for other in others:
+            if not other.running and not (self._arena and self._left(others) >= self._most(length)):
+                other.close()
+        return self._left(others)
+
+    def _left(self, others: Sequence[Lane]) -> int:
+        if self._arena is not None:
+            return self._arena.room - 1
+        return self._cache_tokens - sum(other.tokens for other in others)
+
+    def _most(self, length: int) -> int:
+        """Tokens of a lane's cache: memory that is had once is not all for one lane."""
+        most = self._cache_tokens // 2 if self._arena else self._cache_tokens
+        return min(self._rows * length, max(length, most))
+
+    def _seat(self, needs: int) -> int:
+        """How long seats are for such a request; where steps are captured, of few lengths."""
+        if self._arena is None:
+            return rounded(needs)
+        return span_shape(max(needs, SEAT_TOKENS), self._loaded.longest_tokens)
+
+    def _too_long(self, ticket: Ticket) -> DeviceError:
+        return DeviceError(
+            f"{self._device}: out of memory: a prompt with its answer has {ticket.needs} tokens, "
+            f"the caches have room for {self._cache_tokens}. Smaller files need less"
+        )
 
     def _read(self, lane: Lane, group: list[Ticket], beat: Callable[[], None]) -> None:
         """Let requests in; one that cannot be read does not keep the others of its group out."""
@@ -231,7 +294,7 @@ class Loop:
         except Exception as error:
             if error is self._raised:
                 raise
-            if len(group) == 1 or (isinstance(error, DeviceError) and not self._sheds):
+            if len(group) == 1 or (isinstance(error, DeviceError) and not self.sheds):
                 for ticket in group:
                     self._fail(ticket, error)
                 return
@@ -252,7 +315,7 @@ class Loop:
             running = sorted(lane.running.values(), key=lambda ticket: ticket.number)
             if not running:
                 return
-            if not isinstance(error, DeviceError) or not self._sheds or len(running) == 1:
+            if not isinstance(error, DeviceError) or not self.sheds or len(running) == 1:
                 for ticket in running:
                     self._fail(ticket, error)
                 return
@@ -274,7 +337,7 @@ class Loop:
                 if ticket.ended:
                     continue
                 ticket.answer.append(token)
-                if token in self._stop or len(ticket.answer) == ticket.prompt.limit:
+                if token in self.stop or len(ticket.answer) == ticket.prompt.limit:
                     lane.leave(ticket)
                     self._end(ticket)
 

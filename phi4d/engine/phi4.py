@@ -12,40 +12,41 @@ chat template: ``tokens.py``. G and H: ``lane.py``. Here D: an answer never carr
 from __future__ import annotations
 
 import gc
+import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
+import numpy as np
 import torch
 
 from phi4d.engine import devices
 from phi4d.engine.checkpoint import Checkpoint, read
 from phi4d.engine.embedding import Prompt
 from phi4d.engine.faults import give_back, trim
-from phi4d.engine.graphs import Graphs
 from phi4d.engine.lane import Ticket
 from phi4d.engine.loader import Loaded, Progress, load
 from phi4d.engine.loop import Loop
+from phi4d.engine.loops import Loops, finish
 from phi4d.engine.plan import Slot
 from phi4d.engine.requests import Asked, Ended, Source, check_requests
-from phi4d.engine.seats import token_bytes
 from phi4d.engine.tokens import Tokens
 from phi4d.errors import ConfigError, DeviceError
-from phi4d.job import Completion, FinishReason, Kind, Request
+from phi4d.job import CROP_PX, SAMPLE_RATE_HZ, Completion, FinishReason, Kind, Request
 from phi4d.meter import Memory
 from phi4d.prepared.clip import Clip
 from phi4d.prepared.preparation import Preparation
 from phi4d.prepared.tiles import MAX_CROPS, Tiles, tile
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-CACHE_SHARE = 0.6
-"""of the memory that is free, for the caches; the rest is for the towers and for reading prompts"""
-STREAM_ROWS = 32
-"""answers of a stream that are written at a time, for either kind"""
+TRIAL_CROPS = (12, 4)
+"""of a picture, if one with all that it may have is too large for the device"""
+TRIAL_S = 30
+"""of the clips by which it is seen what work takes; recordings are cut into such"""
 ADAPTER = {Kind.IMAGE: "vision", Kind.AUDIO: "speech"}
 
 
@@ -64,15 +65,16 @@ class Phi4Engine:
         device: str,
         precision: str = "",
         max_crops: int = MAX_CROPS,
-        graphs: Graphs | None = None,
+        rows: int | None = None,
+        captures: bool = False,
     ) -> None:
         self._loaded: Loaded | None = loaded
         self._tokens = tokens
         self._name = name
         self._device = device
         self._precision = precision
-        self._graphs = graphs
         self._preparation = Preparation(max_crops, loaded.mel)
+        self._loops = Loops(loaded, tokens, rows=rows, captures=captures)
         self._turn = threading.Lock()
 
     @classmethod
@@ -85,6 +87,7 @@ class Phi4Engine:
         assistant_prompt: str = "<|assistant|>",
         prompt_suffix: str = "<|end|>",
         max_crops: int | None = None,
+        rows: int | None = None,
         threads: int | None = None,
         endless: bool = False,
         name: str | None = None,
@@ -99,6 +102,8 @@ class Phi4Engine:
             assistant_prompt: opens the answer.
             prompt_suffix: ends the user's turn.
             max_crops: the most crops a picture is cut into, 1 or more; None for the model's own.
+            rows: answers that are written at a time; None for as many as pay. On a GPU their memory
+                is taken now, and less are possible where there is too little.
             threads: CPU threads for torch, of the whole process; None leaves them.
             endless: go on with each answer to its limit, wherever the model would end it: for
                 measuring.
@@ -126,16 +131,20 @@ class Phi4Engine:
         )
         if endless:
             tokens.stop = frozenset()
-        return cls(
+        engine = cls(
             loaded,
             tokens,
             name=name or checkpoint.folder.resolve().name,
             device=slot.device,
             precision=slot.precision,
             max_crops=max_crops or checkpoint.max_crops or MAX_CROPS,
+            rows=rows,
             # weights that are brought in layer by layer come by copies that cannot be captured
-            graphs=None if slot.device == "cpu" or slot.offload_bytes else Graphs(slot.device),
+            captures=slot.device != "cpu" and not slot.offload_bytes,
         )
+        if slot.device != "cpu":
+            engine.settle(slot, rows)
+        return engine
 
     @property
     def model(self) -> str:
@@ -165,7 +174,7 @@ class Phi4Engine:
     @property
     def rows(self) -> int:
         """How many answers of a stream are written at a time, at most."""
-        return STREAM_ROWS
+        return self._loops.rows
 
     def memory(self) -> Memory | None:
         """What the device's memory holds; None: it cannot be told."""
@@ -192,12 +201,9 @@ class Phi4Engine:
         with self._turn, torch.inference_mode():
             loaded = self._ready()
             prompts = [self._prompt(loaded, request) for request in requests]
-            loop = self._loop(loaded, len(prompts), sheds=False)
-            tickets = [loop.submit(prompt, ADAPTER[kind]) for prompt in prompts]
-            while loop.busy:
-                for ticket in loop.step(beat):
-                    if ticket.error is not None:
-                        raise ticket.error
+            with self._loops.one(len(prompts), sheds=False) as loop:
+                tickets = [loop.submit(prompt, ADAPTER[kind]) for prompt in prompts]
+                finish(loop, beat)
         return [self._completion(ticket) for ticket in tickets]
 
     def serve(
@@ -216,25 +222,35 @@ class Phi4Engine:
         beat = on_step or (lambda: None)
         with self._turn, torch.inference_mode():
             loaded = self._ready()
-            loop = self._loop(loaded, STREAM_ROWS, sheds=True)
-            going: dict[Ticket, Asked] = {}
-            while True:
-                taken = source(loop.room) if loop.room else ()
-                for asked in taken:
-                    try:
-                        kind = check_requests([asked.request])
-                        prompt = self._prompt(loaded, asked.request)
-                    except ValueError as error:
-                        on_result(asked, error)
-                    else:
-                        going[loop.submit(prompt, ADAPTER[kind])] = asked
-                for ticket, asked in going.items():
-                    if asked.cancelled:
-                        loop.cancel(ticket)
-                if not (taken or loop.busy):
-                    return
-                for ticket in loop.step(beat):
-                    self._tell(ticket, going.pop(ticket), on_result)
+            with self._loops.one(self._loops.rows, sheds=True) as loop:
+                self._serve(loaded, loop, source, on_result, beat)
+
+    def _serve(
+        self,
+        loaded: Loaded,
+        loop: Loop,
+        source: Source,
+        on_result: Callable[[Asked, Ended], None],
+        beat: Callable[[], None],
+    ) -> None:
+        going: dict[Ticket, Asked] = {}
+        while True:
+            taken = source(loop.room) if loop.room else ()
+            for asked in taken:
+                try:
+                    kind = check_requests([asked.request])
+                    prompt = self._prompt(loaded, asked.request)
+                except ValueError as error:
+                    on_result(asked, error)
+                else:
+                    going[loop.submit(prompt, ADAPTER[kind])] = asked
+            for ticket, asked in going.items():
+                if asked.cancelled:
+                    loop.cancel(ticket)
+            if not (taken or loop.busy):
+                return
+            for ticket in loop.step(beat):
+                self._tell(ticket, going.pop(ticket), on_result)
 
     def _tell(
         self, ticket: Ticket, asked: Asked, on_result: Callable[[Asked, Ended], None]
@@ -252,6 +268,7 @@ class Phi4Engine:
         """Give the device's memory back. Idempotent; waits for a call that is running."""
         with self._turn:
             self._loaded = None
+            self._loops.close()
         gc.collect()  # modules refer to each other in circles
         give_back(self._device)
         trim()
@@ -284,17 +301,30 @@ class Phi4Engine:
             return tile(cast("NDArray[np.uint8]", media), most)
         return self._preparation.sound(cast("NDArray[np.float32]", media))
 
-    def _loop(self, loaded: Loaded, rows: int, *, sheds: bool) -> Loop:
-        room = CACHE_SHARE * devices.free_bytes(self._device)
-        return Loop(
-            loaded,
-            stop=self._tokens.stop,
-            never=self._tokens.media,
-            rows=rows,
-            cache_tokens=int(room / token_bytes(next(iter(loaded.models.values())))),
-            sheds=sheds,
-            graphs=self._graphs,
-        )
+    def settle(self, slot: Slot, rows: int | None = None) -> None:
+        """Size the caches by what work takes, and have the loop stand from now on: for GPUs.
+
+        Args:
+            slot: as it was loaded.
+            rows: see `load`.
+
+        Raises:
+            DeviceError: the device failed, or has too little memory for anything.
+        """
+        with self._turn, torch.inference_mode():
+            loaded = self._ready()
+            side = CROP_PX * math.isqrt(self.max_crops)
+            picture = Request(Kind.IMAGE, "", np.zeros((side, side, 3), np.uint8), 2)
+            clip = Request(Kind.AUDIO, "", np.zeros(TRIAL_S * SAMPLE_RATE_HZ, np.float32), 2)
+            smaller = (replace(picture, max_crops=n) for n in TRIAL_CROPS if n < self.max_crops)
+            self._loops.settle(
+                slot,
+                rows,
+                [
+                    ("vision", (self._prompt(loaded, one) for one in (picture, *smaller))),
+                    ("speech", [self._prompt(loaded, clip)]),
+                ],
+            )
 
     def _completion(self, ticket: Ticket) -> Completion:
         prompt, answer = ticket.prompt, ticket.answer

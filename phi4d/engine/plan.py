@@ -108,6 +108,8 @@ class Slot:
     """what is left to work in beside them: context, activations, cache"""
     main_bytes: int = 0
     """of weights that are offloaded to main memory"""
+    share_bytes: int = 0
+    """what it may have of the device, which others may share: its part of what was free; 0: all"""
     why: str = ""
     """the choices in words, for the log and `phi4d doctor`"""
 
@@ -245,7 +247,7 @@ def _resident(
             why = f"{rung}: {_gb(rung.weights)} of {_free(device, count)}"
             if room < rung.comfortable:
                 why += "; little room to work in, so large pictures may get fewer crops"
-            return _slot(device, rung, room, why, wishes, installed)
+            return _slot(device, count, rung, room, why, wishes, installed)
     return None
 
 
@@ -292,7 +294,7 @@ def _offloaded(
         if other.lacks and _fits(other, other.tight, device, count):
             why += f"; {other.quantization} would fit, but {other.lacks}"
             break
-    slot = _slot(device, rung, room, why, wishes, installed)
+    slot = _slot(device, count, rung, room, why, wishes, installed)
     return replace(
         slot,
         needs_bytes=keep,
@@ -303,7 +305,13 @@ def _offloaded(
 
 
 def _slot(
-    device: Device, rung: Rung, room: int, why: str, wishes: Wishes, installed: Collection[str]
+    device: Device,
+    count: int,
+    rung: Rung,
+    room: int,
+    why: str,
+    wishes: Wishes,
+    installed: Collection[str],
 ) -> Slot:
     attention = wishes.attention
     if attention == "auto":
@@ -317,6 +325,7 @@ def _slot(
         merged=rung.merged,
         needs_bytes=rung.weights,
         room_bytes=room,
+        share_bytes=device.free_bytes // count,
         why=why,
     )
 

@@ -24,6 +24,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 Lea and Flood, Fast splittable pseudorandom number generators, 2014, in the variant of
 https://prng.di.unimi.it/splitmix64.c"""
 
+DRAWN_TOGETHER = 16
+"""rows; more would take hundreds of megabytes on the way"""
+
 
 @dataclass(frozen=True, slots=True)
 class Ways:
@@ -111,11 +114,23 @@ class Chooser:
         if ways.penalizes and self._seen is not None:
             logits = _penalize(logits.float(), self._seen[index], self._penalties[index])
         if ways.draws:
-            # The Gumbel-max trick: the largest is a draw from softmax(logits / temperature). At
-            # temperature 0 nothing is added.
-            drawn = exponential(self._seeds[index], self._chosen[index], logits.shape[1])
-            logits = logits.float() - self._temperatures[index] * drawn.log_()
+            logits = self._perturb(logits.float(), index)
         return logits.index_fill(1, self._never, -torch.inf).argmax(1)
+
+    def _perturb(self, logits: Tensor, index: Tensor | slice) -> Tensor:
+        """Logits whose largest is a draw from softmax(logits / temperature).
+
+        The Gumbel-max trick: what is added is temperature x -log E, with E exponentially
+        distributed. At temperature 0 nothing is added.
+        """
+        temperatures, seeds = self._temperatures[index], self._seeds[index]
+        numbers, size = self._chosen[index], logits.shape[1]
+        parts = []
+        for begin in range(0, len(logits), DRAWN_TOGETHER):
+            some = slice(begin, begin + DRAWN_TOGETHER)
+            drawn = exponential(seeds[some], numbers[some], size).log_()
+            parts.append(logits[some] - temperatures[some] * drawn)
+        return torch.cat(parts)
 
     def note(self, tokens: Tensor, index: Tensor | slice, ways: Ways, live: Tensor) -> None:
         """Keep in mind what was picked, where ``live``: the next choice of a row depends on it."""

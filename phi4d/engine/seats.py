@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Phi4MultimodalForCausalLM
 
+    from phi4d.engine.arena import Arena
+
 SPAN = 64
 """tokens; a step looks at a multiple of it, so that there are few shapes"""
 
@@ -39,6 +41,7 @@ class Seats:
         count: how many answers may be written at a time.
         length: the most tokens of a prompt with its answer; above 4,096 it is for prompts which
             are longer than that.
+        arena: where the memory comes from; None: from the device.
 
     Attributes:
         key_places: by layer, (key heads, places, size): all seats one behind the other.
@@ -47,21 +50,37 @@ class Seats:
         values: the same.
     """
 
-    def __init__(self, model: Phi4MultimodalForCausalLM, count: int, length: int) -> None:
+    def __init__(
+        self,
+        model: Phi4MultimodalForCausalLM,
+        count: int,
+        length: int,
+        arena: Arena | None = None,
+    ) -> None:
         self.count = count
         self.length = length
         bound = cast("int", model.config.original_max_position_embeddings)
         self.rotary = Rotary.of(model, long=length > bound)
-        heads, size = _key_heads(model), _head_size(model)
-        shape = (heads, count * length + 1, size)
-        like = {"dtype": model.model.embed_tokens.weight.dtype, "device": model.device}
-        # zeros: what is masked out must be a number all the same, or it would spoil the sum
-        self.key_places = [torch.zeros(shape, **like) for _ in model.model.layers]
-        self.value_places = [torch.zeros(shape, **like) for _ in model.model.layers]
+        layers = len(model.model.layers)
+        self._arena = arena
+        if arena is not None:
+            self._begin, places = arena.take(count * length + 1)
+        else:
+            heads, size = key_heads(model)
+            shape = (heads, count * length + 1, size)
+            like = {"dtype": model.model.embed_tokens.weight.dtype, "device": model.device}
+            # zeros: what is masked out must be a number all the same, or it would spoil the sum
+            places = [torch.zeros(shape, **like) for _ in range(2 * layers)]
+        self.key_places, self.value_places = places[:layers], places[layers:]
         self.keys = [self._by_seat(places) for places in self.key_places]
         self.values = [self._by_seat(places) for places in self.value_places]
         self._free = list(range(count))
         self._written = [0] * count
+
+    def close(self) -> None:
+        """Give the arena its memory back."""
+        if self._arena is not None:
+            self._arena.leave(self._begin)
 
     def _by_seat(self, places: Tensor) -> Tensor:
         heads, _, size = places.shape
@@ -259,14 +278,12 @@ def stretches(rows: Sequence[int]) -> list[tuple[int, int, int]]:
 
 def token_bytes(model: Phi4MultimodalForCausalLM) -> int:
     """What a token takes in the cache."""
-    numbers = 2 * len(model.model.layers) * _key_heads(model) * _head_size(model)
+    heads, size = key_heads(model)
+    numbers = 2 * len(model.model.layers) * heads * size
     return int(numbers * model.model.embed_tokens.weight.element_size())
 
 
-def _key_heads(model: Phi4MultimodalForCausalLM) -> int:
-    return cast("int", model.config.num_key_value_heads)
-
-
-def _head_size(model: Phi4MultimodalForCausalLM) -> int:
+def key_heads(model: Phi4MultimodalForCausalLM) -> tuple[int, int]:
+    """How many there are in a layer, and how many numbers each has of a token."""
     layer = cast("Any", model.model.layers[0])
-    return cast("int", layer.self_attn.head_dim)
+    return cast("int", model.config.num_key_value_heads), cast("int", layer.self_attn.head_dim)

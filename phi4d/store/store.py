@@ -406,13 +406,21 @@ class Store:
     def recover(self) -> list[Job]:
         """At the start: what was running when the daemon died waits again. The attempt counts.
 
+        What would wait since a time to come, because the clock was set back, waits since now:
+        nothing else would bring it before what comes after it.
+
         Returns:
             The jobs put back.
         """
+        now = self._clock()
         with self._write() as db:
             rows = db.execute(
                 f"UPDATE job SET state = 'queued' WHERE state = 'running' RETURNING {JOB_COLUMNS}"
             ).fetchall()
+            db.execute(
+                "UPDATE job SET queued = ? WHERE state = 'queued' AND coalesce(queued, added) > ?",
+                (now, now),
+            )
         return [job(row) for row in rows]
 
     # ---- answers that are known

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from phi4d.engine import lane as lanes
+from phi4d.engine.arena import Arena
 from phi4d.engine.graphs import Graphs
 from phi4d.engine.grouping import WASTE, alike
 from phi4d.engine.loop import Loop
@@ -163,11 +164,12 @@ def faults(model, broken, full_at=()):
     prompt_tokens=st.sampled_from([1, 150, 10_000]),
     late=st.booleans(),
     static=st.booleans(),
+    arena=st.none() | st.sampled_from([1025, 3000, 20_000]),
     stop=st.sets(st.integers(0, 9)),
     full_at=st.sets(st.integers(3, 40), max_size=2),
 )
 def test_joining_and_leaving_in_every_order_equals_one_at_a_time(
-    engine, pool, visits, rows, cache_tokens, prompt_tokens, late, static, stop, full_at
+    engine, pool, visits, rows, cache_tokens, prompt_tokens, late, static, arena, stop, full_at
 ):
     # given requests that come, are cancelled, fail, and a device that is full now and then
     likely = sorted({token for answer in pool.answers for token in answer})
@@ -184,6 +186,7 @@ def test_joining_and_leaving_in_every_order_equals_one_at_a_time(
         late=late,
         stop=stop,
         graphs=Graphs("cpu") if static else None,
+        arena=Arena(engine._loaded.models["speech"], arena) if arena else None,
     )
     tickets, ended = {}, []
     # when they come and go
@@ -325,10 +328,10 @@ def test_the_caches_stay_within_the_tokens_that_are_given(engine, pool):
 
 def test_a_request_whose_cache_cannot_be_had_fails_alone(engine, pool):
     # given memory for a cache of two rows of 128 tokens, and no more
-    def seats(model, count, length):
+    def seats(model, count, length, arena):
         if count * length > 256:
             raise torch.OutOfMemoryError(FULL)
-        return Seats(model, count, length)
+        return Seats(model, count, length, arena)
 
     it = loop(engine)
     with mock.patch.object(lanes, "Seats", seats):
