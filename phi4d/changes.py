@@ -75,6 +75,7 @@ AT_START = frozenset(
         "quantization",
         "merge_adapters",
         "offload",
+        "threads",
         "on_idle",
         "idle_unload_seconds",
         "user_prompt",

@@ -23,6 +23,7 @@ from phi4d.engine import Engine, checkpoint, devices, hub
 from phi4d.engine.placement import wants_gpus
 from phi4d.engine.plan import Slot, Wishes, plan
 from phi4d.engine.resident import Resident
+from phi4d.engine.threads import thread_count
 from phi4d.errors import EnvironmentFault, Stopped
 from phi4d.notify import GettingOn, more_time, notify
 from phi4d.signals import STOP_SIGNALS
@@ -52,7 +53,9 @@ def make_engines(config: Config) -> Iterator[Engine]:
     """
     found, name = _checked(config)
     slots = plan_slots(config, found)
-    load_from = _load_from(config, name)
+    threads = thread_count(config.threads, slots, devices.cpu_count())
+    rows = None if config.batch_size == "auto" else config.batch_size
+    load_from = _load_from(config, name, threads=threads, rows=rows)
     engines = side_by_side(slots, functools.partial(load_from, found), name)
     if config.on_idle == "keep":
         yield from engines
@@ -79,7 +82,8 @@ def make_in_turn(config: Config, *, endless: bool) -> Generator[Engine]:
     """
     found, name = _checked(config)
     slots = {slot.device: slot for slot in plan_slots(config, found)}
-    load_from = _load_from(config, name, endless=endless)
+    threads = thread_count(config.threads, list(slots.values()), devices.cpu_count())
+    load_from = _load_from(config, name, threads=threads, endless=endless)
     for slot in slots.values():
         with contextlib.closing(load_from(found, slot, lambda *_: None)) as engine:
             yield engine
@@ -102,7 +106,9 @@ def _checked(config: Config) -> tuple[checkpoint.Checkpoint, str]:
     return found, name
 
 
-def _load_from(config: Config, name: str, *, endless: bool = False) -> LoadFrom:
+def _load_from(
+    config: Config, name: str, *, threads: int, rows: int | None = None, endless: bool = False
+) -> LoadFrom:
     """What loads the model, from its folder or from what was read there."""
     from phi4d.engine.phi4 import Phi4Engine
 
@@ -116,6 +122,8 @@ def _load_from(config: Config, name: str, *, endless: bool = False) -> LoadFrom:
             user_prompt=config.user_prompt,
             assistant_prompt=config.assistant_prompt,
             prompt_suffix=config.prompt_suffix,
+            rows=rows,
+            threads=threads,
             endless=endless,
             progress=progress,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from phi4d.config import Config, Inbox
@@ -26,7 +27,7 @@ def of_decoding(config: Config) -> dict[str, Any]:
 def of_work(config: Config) -> dict[str, Any]:
     """What `phi4d.worker.Worker.change` takes."""
     return {
-        "batch_size": config.batch_size,
+        "batch_size": sys.maxsize if config.batch_size == "auto" else config.batch_size,
         "max_new_tokens": config.max_new_tokens,
         "sampling": config.sampling,
         "max_attempts": config.max_attempts,

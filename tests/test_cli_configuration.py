@@ -292,7 +292,7 @@ class TestExplain:
         own = flat(config("explain", "batch_size", "--config", file))
         other = flat(config("explain", "seed", "--config", file))
 
-        assert f"now {file}:1: batch_size: found 0; expected a whole number" in own
+        assert f'now {file}:1: batch_size: found 0; expected "auto" or a whole number' in own
         assert "now not known: the configuration is wrong elsewhere" in other
 
     def test_without_an_inbox(self) -> None:

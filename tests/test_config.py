@@ -60,11 +60,11 @@ class TestSources:
     ) -> None:
         # as when a service's user has the HOME of root, whom tests may run as: he may look anywhere
         monkeypatch.setattr(loading, "user_file", lambda: tmp_path / ("x" * 300))
-        assert load(tmp_path).batch_size == 8
+        assert load(tmp_path).batch_size == "auto"
 
     def test_a_file_that_is_named_takes_the_place_of_both(self, tmp_path: Path) -> None:
         (tmp_path / "etc.toml").write_text("batch_size = 2\n")
-        assert load(tmp_path, "max_new_tokens = 9\n").batch_size == 8
+        assert load(tmp_path, "max_new_tokens = 9\n").batch_size == "auto"
 
     def test_environment_wins_over_files_and_options_over_both(self, tmp_path: Path) -> None:
         toml = "batch_size = 2\nmax_new_tokens = 2\nmax_attempts = 2\n"
@@ -82,6 +82,8 @@ class TestSources:
         text = values.get(annotation, "/some/text")
         if get_origin(annotation) is Literal:
             text = get_args(annotation)[-1]
+        if key in ("batch_size", "threads"):
+            text = "7"
         if key == "device":
             text = "cuda:0, cpu"
         if key == "inbox":
@@ -302,7 +304,8 @@ class TestFaults:
             "there are",
             f"{file}:13: inbox[1].path: missing; every inbox needs one",
             "environment: PHI4_BATCHSIZ: unknown key; did you mean PHI4_BATCH_SIZE?",
-            'environment: PHI4_BATCH_SIZE: found "x"; expected a whole number from 1 to 1024',
+            'environment: PHI4_BATCH_SIZE: found "x"; expected "auto" or a whole number from 1 to '
+            "1024",
             'environment: PHI4_DEBUG: found "maybe"; expected true or false',
             'command line: rescan_seconds: found "soon"; expected a number of seconds above 0, at '
             "most 86400",

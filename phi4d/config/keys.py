@@ -243,8 +243,10 @@ class Config(_Model):
     """keep the language model twice, once with each adapter added in: faster; auto: if it fits"""
     offload: Literal["auto", "never"] = "auto"
     """what fits no GPU's memory even in 4 bits: auto = part of it waits in main memory (slow)"""
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
-    """pictures, or stretches of recordings, that one model call takes at most"""
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    """answers that each worker writes at a time at most; auto: as many as pay and fit its device"""
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    """CPU threads of the model's arithmetic for each worker; auto: by the CPUs that there are"""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 512
     """tokens of one answer at most"""
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from phi4d.engine.plan import Device
@@ -65,6 +68,16 @@ def cpu(root: Path = Path("/")) -> Device:
         free_bytes=free,
         bfloat16=bool(_BFLOAT16_FLAGS & set(flags[1].split() if flags else ())),
     )
+
+
+def cpu_count(root: Path = Path("/")) -> int:
+    """How many CPUs this process may use: by its affinity, or less by a cgroup's limit."""
+    count = float(len(os.sched_getaffinity(0)))
+    for folder in _groups(root):
+        quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
+        if quota.isdigit() and period.isdigit():
+            count = min(count, int(quota) / int(period))
+    return max(1, math.floor(count))
 
 
 def installed() -> frozenset[str]:
@@ -147,22 +160,28 @@ def _cgroups(root: Path) -> list[tuple[int, int]]:
     Of cgroup v2: https://docs.kernel.org/admin-guide/cgroup-v2.html. Cached files count as used
     there, but make room when memory is short; so they are taken off again.
     """
-    unified = re.search(r"^0::/(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
-    if not unified:
-        return []
-    top = root / "sys/fs/cgroup"
-    group = top / unified[1]
     found = []
-    for folder in [group, *group.parents]:
+    for folder in _groups(root):
         limit = _text(folder / "memory.max").strip()
         if limit.isdigit():
             stat = dict(re.findall(r"^(\w+) (\d+)$", _text(folder / "memory.stat"), re.M))
             files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
             used = int(_text(folder / "memory.current").strip() or 0)
             found.append((int(limit), max(0, used - files)))
+    return found
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The folders of this process's cgroup and of all above it."""
+    unified = re.search(r"^0::/(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
+    if not unified:
+        return
+    top = root / "sys/fs/cgroup"
+    group = top / unified[1]
+    for folder in [group, *group.parents]:
+        yield folder
         if folder == top:
             break
-    return found
 
 
 def _text(path: Path) -> str:

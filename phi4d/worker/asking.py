@@ -55,7 +55,7 @@ class Asking:
         self._engine = engine
         self._slots = slots
         self._gate = slots.gate(engine.device)
-        self._ladder = Ladder(batch_size, shared=slots.shared(engine.device))
+        self._ladder = Ladder(min(batch_size, engine.rows), shared=slots.shared(engine.device))
         self._endings = endings
         self._stopping = stopping
         self._beat = beat
@@ -65,7 +65,7 @@ class Asking:
 
     def change(self, batch_size: int, max_new_tokens: int) -> None:
         """From the next call on; what did not fit before is not tried again."""
-        self._ladder.widen(batch_size)
+        self._ladder.widen(min(batch_size, self._engine.rows))
         self._max_new_tokens = max_new_tokens
 
     def capacity(self) -> Mapping[Kind, int]:

@@ -166,3 +166,26 @@ def test_what_main_memory_holds():
     assert found is not None
     assert 0 < found.used_bytes <= found.size_bytes
     assert 0 < found.own_bytes < found.size_bytes
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({}, 8),
+        ({"a/b/cpu.max": "max 100000\n"}, 8),
+        ({"a/b/cpu.max": "300000 100000\n"}, 3),
+        ({"a/cpu.max": "150000 100000\n", "a/b/cpu.max": "300000 100000\n"}, 1),
+        ({"a/cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "3200000 100000\n"}, 8),
+    ],
+)
+def test_cpus_are_those_of_the_affinity_or_less_by_a_cgroup_s_limit(
+    tmp_path, monkeypatch, files, count
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    root = machine(tmp_path, **CGROUP)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert devices.cpu_count(root) == count

@@ -83,7 +83,7 @@ def test_nothing_in_a_text_is_a_command_of_roff_s():
 @pytest.mark.parametrize(
     ("model", "key", "expected"),
     [
-        (Config, "batch_size", "whole number, from 1 to 1024"),
+        (Config, "batch_size", '"auto" | whole number, from 1 to 1024'),
         (Config, "settle_seconds", "number, above 0 to 86400"),
         (Config, "seed", "whole number, from 0"),
         (Config, "offload", '"auto" | "never"'),
