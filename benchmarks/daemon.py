@@ -118,7 +118,9 @@ def alone(config_file: Path, folder: Path, names: Sequence[str]) -> dict[str, An
             prepare = engine.preparation.picture if picture else engine.preparation.sound
             media = prepare(piece.media)
             requests[name] = Request(kind, prompts[kind], media, config.max_new_tokens)
-    rows = min(config.batch_size, engine.rows)
+    rows = engine.rows
+    if isinstance(config.batch_size, int):
+        rows = min(rows, config.batch_size)
 
     def answer(asked: Sequence[Request]) -> float:
         waiting = [Asked(request) for request in asked]

@@ -68,14 +68,15 @@ def make_engines(config: Config) -> Iterator[Engine]:
         )
 
 
-def make_in_turn(config: Config, *, endless: bool) -> Generator[Engine]:
+def make_in_turn(config: Config, *, endless: bool, rows: int | None) -> Generator[Engine]:
     """Load the model on each device that the plan names, once, one after the other.
 
     An engine is closed before the next is loaded, or when the iterator is.
 
     Args:
-        config: as for `make_engines`; ``on_idle`` plays no part.
+        config: as for `make_engines`; ``on_idle`` and ``batch_size`` play no part.
         endless: see `phi4d.engine.phi4.Phi4Engine.load`.
+        rows: the same.
 
     Raises:
         ConfigError, EnvironmentFault, DeviceError: as `make_engines` does.
@@ -83,7 +84,7 @@ def make_in_turn(config: Config, *, endless: bool) -> Generator[Engine]:
     found, name = _checked(config)
     slots = {slot.device: slot for slot in plan_slots(config, found)}
     threads = thread_count(config.threads, list(slots.values()), devices.cpu_count())
-    load_from = _load_from(config, name, threads=threads, endless=endless)
+    load_from = _load_from(config, name, threads=threads, rows=rows, endless=endless)
     for slot in slots.values():
         with contextlib.closing(load_from(found, slot, lambda *_: None)) as engine:
             yield engine

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from phi4d.bench.sweep import Sweep
+from phi4d.bench.sweep import Sweep, fastest
 from phi4d.bench.telling import TITLES, number
 from phi4d.errors import FileError
 from phi4d.job import Kind
@@ -50,8 +50,8 @@ def svg(sweeps: Sequence[Sweep]) -> str:
 
 
 def _panel(sweeps: Sequence[Sweep], kind: Kind, left: int) -> Iterator[str]:
-    sizes = sorted({point.size for one in sweeps for point in one.points})
-    most = max(one.best(kind) for one in sweeps)
+    sizes = sorted({point.value for one in sweeps for point in one.points})
+    most = max(fastest(one.points, kind) for one in sweeps)
     base, ceiling = HEIGHT - BOTTOM, TOP
     begin, end = left + LEFT, left + WIDTH - RIGHT
 
@@ -74,7 +74,7 @@ def _panel(sweeps: Sequence[Sweep], kind: Kind, left: int) -> Iterator[str]:
     yield f'<text x="{middle:.1f}" y="{base + 36}" text-anchor="middle">batch_size</text>'
     for n, one in enumerate(sweeps):
         colour = COLOURS[n % len(COLOURS)]
-        places = [(x(point.size), y(point.rates[kind].speed)) for point in one.points]
+        places = [(x(point.value), y(point.rates[kind].speed)) for point in one.points]
         line = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
         yield f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>'
         for across, down in places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ WORTH = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """How fast it goes with these numbers."""
+    """How fast it goes with a number."""
 
-    size: int
-    """of ``batch_size``"""
+    value: int
+    """of ``batch_size``, or of ``threads``"""
     rates: Mapping[Kind, Rate]
 
 
@@ -34,10 +35,8 @@ class Sweep:
     points: Sequence[Point]
     ended: str
     """why no larger size was tried; empty: all that were wanted were"""
-
-    def best(self, kind: Kind) -> float:
-        """The highest speed of a kind."""
-        return _fastest(self.points, kind)
+    threads: Sequence[Point] = ()
+    """with the best size, on the CPU"""
 
 
 def sweep(
@@ -54,8 +53,8 @@ def sweep(
     Args:
         engine: it is not closed.
         requests: by kind; each is measured by itself.
-        sizes: what is tried; none: from 1 on twice as many each time, up to what the engine writes
-            at a time, until that has gained nothing twice.
+        sizes: what is tried, up to what the engine writes at a time; none: from 1 on twice as many
+            each time, until that has gained nothing twice.
         seconds: how long each is measured at least.
         say: told what was measured.
         clock: monotonic seconds.
@@ -66,12 +65,11 @@ def sweep(
     """
     points: list[Point] = []
     ended = ""
-    for size in sorted(set(sizes)) or doubled(engine.rows):
+    if any(size > engine.rows for size in sizes):
+        ended = f"{engine.rows} answers are written at a time at most"
+    for size in sorted({min(size, engine.rows) for size in sizes}) or doubled(engine.rows):
         try:
-            rates = {
-                kind: measure(engine, some, size, seconds=seconds, clock=clock)
-                for kind, some in requests.items()
-            }
+            rates = _rates(engine, requests, size, seconds, clock)
         except DeviceLost:
             raise
         except DeviceError as error:
@@ -87,6 +85,19 @@ def sweep(
     return Sweep(engine.device, engine.model, engine.precision, tuple(points), ended)
 
 
+def _rates(
+    engine: Engine,
+    requests: Mapping[Kind, Sequence[Request]],
+    size: int,
+    seconds: float,
+    clock: Callable[[], float],
+) -> dict[Kind, Rate]:
+    return {
+        kind: measure(engine, some, size, seconds=seconds, clock=clock)
+        for kind, some in requests.items()
+    }
+
+
 def doubled(most: int) -> list[int]:
     """1, 2, 4 and so on, and the most."""
     return [*(1 << n for n in range(most.bit_length()) if 1 << n < most), most]
@@ -96,12 +107,69 @@ def _levels_off(points: Sequence[Point]) -> bool:
     """Whether the last two were no faster than the best before."""
     before, last = points[:-2], points[-2:]
     return bool(before) and all(
-        _fastest(last, kind) < (1 + WORTH) * _fastest(before, kind) for kind in points[0].rates
+        fastest(last, kind) < (1 + WORTH) * fastest(before, kind) for kind in points[0].rates
     )
 
 
-def _fastest(points: Sequence[Point], kind: Kind) -> float:
+def fastest(points: Sequence[Point], kind: Kind) -> float:
+    """The highest speed of a kind."""
     return max(point.rates[kind].speed for point in points)
+
+
+def halved(most: int) -> list[int]:
+    """So many, and half as many each time, down to 1."""
+    return [most >> n for n in range(most.bit_length())]
+
+
+def sweep_threads(
+    engine: Engine,
+    requests: Mapping[Kind, Sequence[Request]],
+    size: int,
+    threads: Sequence[int] = (),
+    *,
+    set_threads: Callable[[int], None],
+    seconds: float,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Point]:
+    """Measure an engine on the CPU with one number of threads after the other.
+
+    Args:
+        engine: it is not closed.
+        requests: by kind; each is measured by itself.
+        size: how many answers are written at a time.
+        threads: what is tried; none: as many as there are cores for this process, then half as
+            many each time, until that is slower.
+        set_threads: has the engine compute with so many.
+        seconds: how long each is measured at least.
+        say: told what was measured.
+        clock: monotonic seconds.
+
+    Returns:
+        From the fewest threads to the most.
+
+    Raises:
+        DeviceError: the memory is too small.
+        FileError: a request that cannot be answered.
+    """
+    points: list[Point] = []
+    for count in sorted(set(threads)) or halved(len(os.sched_getaffinity(0))):
+        set_threads(count)
+        rates = _rates(engine, requests, size, seconds, clock)
+        points.append(Point(count, rates))
+        say(f"{engine.device}: threads = {count}: {words(rates)}")
+        if not threads and _is_slower(points):
+            break
+    return sorted(points, key=lambda point: point.value)
+
+
+def _is_slower(points: Sequence[Point]) -> bool:
+    """Whether the last is slower than the best before, with all kinds together."""
+    *before, last = points
+    if not before:
+        return False
+    shares = [rate.speed / fastest(before, kind) for kind, rate in last.rates.items()]
+    return sum(shares) < (1 - WORTH) * len(shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +178,31 @@ class Choice:
 
     size: int
     """of ``batch_size``"""
+    threads: int | None = None
+    """None: they were not measured"""
 
 
 def choose(sweeps: Sequence[Sweep]) -> Choice:
-    """The smallest numbers that are as fast as the fastest, for all devices together.
+    """The smallest numbers that are as fast as the fastest, for all devices together."""
+    threads = [one.threads for one in sweeps if one.threads]
+    return Choice(_least([one.points for one in sweeps]), _least(threads) if threads else None)
 
-    Each kind on each device counts the same, as its share of its own best speed.
-    """
-    sizes = sorted(set.intersection(*({point.size for point in one.points} for one in sweeps)))
+
+def _least(measured: Sequence[Sequence[Point]]) -> int:
+    """Of what all devices have tried. Each kind on each counts as its share of its best speed."""
+    common = set.intersection(*({point.value for point in points} for points in measured))
     shares = {
-        size: sum(
-            rate.speed / one.best(kind)
-            for one in sweeps
-            for point in one.points
-            if point.size == size
+        value: sum(
+            rate.speed / fastest(points, kind)
+            for points in measured
+            for point in points
+            if point.value == value
             for kind, rate in point.rates.items()
         )
-        for size in sizes
+        for value in sorted(common)
     }
     most = max(shares.values())
-    return Choice(next(size for size in sizes if shares[size] >= (1 - WORTH) * most))
+    return next(value for value, share in shares.items() if share >= (1 - WORTH) * most)
 
 
 def words(rates: Mapping[Kind, Rate]) -> str:

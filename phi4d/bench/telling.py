@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from phi4d.bench.rate import Rate
-from phi4d.bench.sweep import Choice, Sweep
+from phi4d.bench.sweep import Choice, Point, Sweep, fastest
 from phi4d.job import Kind
 
 BAR = 40
@@ -18,20 +18,26 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def render(sweeps: Sequence[Sweep], choice: Choice) -> str:
-    """Of each device a table and bars; then the lines for the configuration."""
+    """Of each device tables and bars; then the lines for the configuration."""
     lines: list[str] = []
     for one in sweeps:
-        lines += [f"{one.device}  {one.model}, {one.precision}", "", *_table(one), ""]
-        for kind in one.points[0].rates:
-            lines += [*_bars(one, kind), ""]
+        lines += [f"{one.device}  {one.model}, {one.precision}", ""]
+        lines += _measured("batch_size", one.points)
         if one.ended:
             lines += [f"no larger batch_size was tried: {one.ended}", ""]
+        if one.threads:
+            lines += _measured("threads", one.threads)
     return "\n".join([*lines, "for phi4d.toml:", *settings(choice)])
 
 
 def settings(choice: Choice) -> list[str]:
     """The lines to put into the configuration."""
-    return [f"batch_size = {choice.size}"]
+    return [f"{key} = {value}" for key, value in _chosen(choice).items()]
+
+
+def _chosen(choice: Choice) -> dict[str, int]:
+    threads = {} if choice.threads is None else {"threads": choice.threads}
+    return {"batch_size": choice.size, **threads}
 
 
 def as_json(sweeps: Sequence[Sweep], choice: Choice) -> dict[str, Any]:
@@ -42,19 +48,24 @@ def as_json(sweeps: Sequence[Sweep], choice: Choice) -> dict[str, Any]:
                 "device": one.device,
                 "model": one.model,
                 "precision": one.precision,
-                "points": [
-                    {
-                        "batch_size": point.size,
-                        **{kind.value: _fields(rate) for kind, rate in point.rates.items()},
-                    }
-                    for point in one.points
-                ],
+                "batch_size": _points(one.points),
                 "ended": one.ended,
+                "threads": _points(one.threads),
             }
             for one in sweeps
         ],
-        "config": {"batch_size": choice.size},
+        "config": _chosen(choice),
     }
+
+
+def _points(points: Sequence[Point]) -> list[dict[str, Any]]:
+    return [
+        {
+            "value": point.value,
+            **{kind.value: _fields(rate) for kind, rate in point.rates.items()},
+        }
+        for point in points
+    ]
 
 
 def _fields(rate: Rate) -> dict[str, float]:
@@ -70,11 +81,18 @@ def _fields(rate: Rate) -> dict[str, float]:
     return {name: round(value, 3) for name, value in fields.items()}
 
 
-def _table(one: Sweep) -> list[str]:
-    kinds = list(one.points[0].rates)
-    rows = [["batch_size", *(name for k in kinds for name in (*COLUMNS[k], "tokens/s")), "memory"]]
-    for point in one.points:
-        row = [str(point.size)]
+def _measured(key: str, points: Sequence[Point]) -> Iterator[str]:
+    """A table and bars, by the values of a key."""
+    yield from [*_table(key, points), ""]
+    for kind in points[0].rates:
+        yield from [*_bars(key, points, kind), ""]
+
+
+def _table(key: str, points: Sequence[Point]) -> list[str]:
+    kinds = list(points[0].rates)
+    rows = [[key, *(name for k in kinds for name in (*COLUMNS[k], "tokens/s")), "memory"]]
+    for point in points:
+        row = [str(point.value)]
         for kind in kinds:
             rate = point.rates[kind]
             row.append(number(rate.requests_per_second))
@@ -90,12 +108,13 @@ def _table(one: Sweep) -> list[str]:
     ]
 
 
-def _bars(one: Sweep, kind: Kind) -> Iterator[str]:
-    yield f"{TITLES[kind]}, by batch_size"
-    width = len(str(max(point.size for point in one.points)))
-    for point in one.points:
+def _bars(key: str, points: Sequence[Point], kind: Kind) -> Iterator[str]:
+    yield f"{TITLES[kind]}, by {key}"
+    width = len(str(max(point.value for point in points)))
+    for point in points:
         speed = point.rates[kind].speed
-        yield f"{point.size:>{width + 2}}  {bar(speed / one.best(kind)):{BAR}}  {number(speed)}"
+        share = speed / fastest(points, kind)
+        yield f"{point.value:>{width + 2}}  {bar(share):{BAR}}  {number(speed)}"
 
 
 def bar(share: float) -> str:

@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Measure how fast this machine answers.", no_args_is_help=True, context_settings=HELP
 )
 MOST_ROWS = 1024
+MOST_THREADS = 1024
 
 
 @app.callback()
@@ -48,6 +49,13 @@ def throughput(
             metavar="N,N,…", help="What to try; default: 1, 2, 4 …, until more gains nothing."
         ),
     ] = None,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help="What to try on the CPU; default: all cores, half of them …, until it is slower.",
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(metavar="S", help="How long each is measured at least.", min=0.1)
     ] = 5.0,
@@ -68,13 +76,14 @@ def throughput(
     config_file: LegacyOption = None,
     settings: SetOption = None,
 ) -> None:
-    """Measure how much is answered with different numbers of answers at a time.
+    """Measure how much is answered with how many answers at a time, and threads of the CPU.
 
     It loads the model on each configured device in turn, and prints a table, a plot and the lines
     to put into the configuration. Answers of generated media are as long as those of speech and of
     descriptions usually are. Exit code 75 if a daemon is at work.
     """
     sizes = _numbers("--batch-size", batch_size, MOST_ROWS)
+    counts = _numbers("--threads", threads, MOST_THREADS)
     model_path = "demo" if demo else model_path
     options = options_of(settings, model_path=model_path, device=device)
     with Refusals(EXIT_LATER) as refusals:
@@ -89,6 +98,7 @@ def throughput(
             lambda words: typer.echo(f"phi4d: {words}", err=True),
             files=files or (),
             sizes=sizes,
+            threads=counts,
             seconds=seconds,
             beside=beside,
         )

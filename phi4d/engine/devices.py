@@ -142,6 +142,13 @@ def free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
+def set_threads(count: int) -> None:
+    """Have torch compute with so many threads of the CPU, in all of this process."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
 def _main_memory(root: Path) -> tuple[int, int]:
     """Total and free bytes of main memory: what the kernel says, or less by a cgroup's limit."""
     memory = {

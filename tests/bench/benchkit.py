@@ -67,11 +67,15 @@ def rate(kind: Kind, speed: float) -> Rate:
     return Rate(kind, 10.0, round(10 * speed), round(100 * speed), sound_s, 2_000_000_000)
 
 
-def measured(device: str = "cpu", ended: str = "", **speeds: dict[int, float]) -> Sweep:
-    """A sweep with these speeds by kind and size: ``image={1: 2.0, 2: 3.0}``."""
-    sizes = next(iter(speeds.values()))
-    points = [
-        Point(size, {Kind(kind): rate(Kind(kind), some[size]) for kind, some in speeds.items()})
-        for size in sizes
+def points(**speeds: dict[int, float]) -> list[Point]:
+    """With these speeds by kind and value: ``image={1: 2.0, 2: 3.0}``."""
+    values = next(iter(speeds.values()))
+    return [
+        Point(value, {Kind(kind): rate(Kind(kind), some[value]) for kind, some in speeds.items()})
+        for value in values
     ]
-    return Sweep(device, "model <1>", "float32", points, ended)
+
+
+def measured(device: str = "cpu", ended: str = "", **speeds: dict[int, float]) -> Sweep:
+    """A sweep with these speeds by kind and ``batch_size``."""
+    return Sweep(device, "model <1>", "float32", points(**speeds), ended)

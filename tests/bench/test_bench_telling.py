@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from benchkit import measured
+from benchkit import measured, points
 
 from phi4d import bench
 from phi4d.bench import plot
@@ -52,12 +54,12 @@ def test_bars_are_as_long_as_the_speeds():
 
 
 def test_the_last_lines_are_a_configuration():
-    told = bench.render([BOTH], bench.choose([BOTH]))
+    one = dataclasses.replace(BOTH, threads=points(image={2: 1.0}))
 
-    *_, heading, line = told.splitlines()
-    assert heading == "for phi4d.toml:"
-    key, _, value = line.partition(" = ")
-    assert Config(**{key: int(value)}).batch_size == 8
+    told = bench.render([one], bench.choose([one]))
+
+    configured = Config(**tomllib.loads(told.partition("for phi4d.toml:")[2]))
+    assert (configured.batch_size, configured.threads) == (8, 2)
 
 
 def test_json_has_all_of_it():
@@ -66,8 +68,9 @@ def test_json_has_all_of_it():
     assert told["config"] == {"batch_size": 8}
     (device,) = told["devices"]
     assert (device["device"], device["ended"]) == ("cuda:0", "more gained nothing")
-    assert [point["batch_size"] for point in device["points"]] == [1, 8]
-    assert device["points"][1]["audio"] == {
+    assert [point["value"] for point in device["batch_size"]] == [1, 8]
+    assert device["threads"] == []
+    assert device["batch_size"][1]["audio"] == {
         "seconds": 10.0,
         "requests": 12_000,
         "requests_per_second": 1200.0,
@@ -75,7 +78,25 @@ def test_json_has_all_of_it():
         "tokens_per_second": 12_000.0,
         "memory_bytes": 2_000_000_000,
     }
-    assert "times_real_time" not in device["points"][1]["image"]
+    assert "times_real_time" not in device["batch_size"][1]["image"]
+
+
+def test_threads_have_a_table_of_their_own():
+    one = dataclasses.replace(measured(image=SPEEDS), threads=points(image={2: 4.0, 4: 3.0}))
+
+    told = bench.render([one], bench.choose([one]))
+
+    lines = told.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("threads"))
+    assert [line.split()[:2] for line in lines[begin + 1 : begin + 3]] == [
+        ["2", "4.00"],
+        ["4", "3.00"],
+    ]
+    assert "pictures a second, by threads" in lines
+    assert lines[-2:] == ["batch_size = 8", "threads = 2"]
+    shown = bench.as_json([one], bench.choose([one]))
+    assert shown["config"] == {"batch_size": 8, "threads": 2}
+    assert [point["value"] for point in shown["devices"][0]["threads"]] == [2, 4]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Callable
+
 import pytest
 from benchkit import Timed, clips, measured, pictures
 from kit import Clock
 
-from phi4d.bench.sweep import choose, doubled, sweep
+from phi4d.bench.sweep import Choice, choose, doubled, halved, sweep, sweep_threads
 from phi4d.errors import DeviceError, DeviceLost
 from phi4d.job import Kind
 
@@ -30,7 +34,7 @@ def test_while_more_is_faster_more_is_tried(clock: Clock):
 
     found = swept(Timed(clock, lambda rows: 0.1, rows=12), clock, said=said)
 
-    assert [point.size for point in found.points] == [1, 2, 4, 8, 12]
+    assert [point.value for point in found.points] == [1, 2, 4, 8, 12]
     assert found.ended == ""
     assert [words.partition(": ")[2].partition(":")[0] for words in said] == [
         f"batch_size = {size}" for size in (1, 2, 4, 8, 12)
@@ -44,7 +48,7 @@ def test_where_more_gains_nothing_twice_it_ends(clock: Clock):
 
     found = swept(engine, clock)
 
-    assert [point.size for point in found.points] == [1, 2, 4, 8, 16]
+    assert [point.value for point in found.points] == [1, 2, 4, 8, 16]
     assert found.ended == "more gained nothing"
 
 
@@ -53,8 +57,15 @@ def test_what_is_asked_for_is_tried_whole_and_in_order(clock: Clock):
 
     found = swept(engine, clock, 16, 1, 4, 2, 4)
 
-    assert [point.size for point in found.points] == [1, 2, 4, 16]
+    assert [point.value for point in found.points] == [1, 2, 4, 16]
     assert found.ended == ""
+
+
+def test_more_than_the_engine_writes_at_a_time_is_as_many_as_it_does(clock: Clock):
+    found = swept(Timed(clock, lambda rows: 0.1, rows=6), clock, 4, 8, 16)
+
+    assert [point.value for point in found.points] == [4, 6]
+    assert found.ended == "6 answers are written at a time at most"
 
 
 def test_where_memory_ends_the_sweep_does(clock: Clock):
@@ -66,7 +77,7 @@ def test_where_memory_ends_the_sweep_does(clock: Clock):
 
     found = swept(engine, clock)
 
-    assert [point.size for point in found.points] == [1, 2]
+    assert [point.value for point in found.points] == [1, 2]
     assert found.ended == str(full)
 
 
@@ -76,6 +87,47 @@ def test_what_fits_not_even_once_is_an_error(clock: Clock, error: DeviceError):
 
     with pytest.raises(type(error)):
         swept(engine, clock)
+
+
+class TestThreads:
+    """An engine that is fastest with four threads."""
+
+    @pytest.fixture
+    def tried(self, clock: Clock) -> Callable[..., list[int]]:
+        now = [0]
+        engine = Timed(clock, lambda rows: 0.1 * (1 + abs(now[0] - 4)))
+
+        def run(*threads: int) -> list[int]:
+            found = sweep_threads(
+                engine,
+                BOTH,
+                2,
+                threads,
+                set_threads=lambda count: now.__setitem__(0, count),
+                seconds=1.0,
+                say=lambda words: None,
+                clock=clock,
+            )
+            assert engine.most == 2
+            assert choose([dataclasses.replace(measured(image={1: 1.0}), threads=found)]) == (
+                Choice(1, min(found, key=lambda point: abs(point.value - 4)).value)
+            )
+            return [point.value for point in found]
+
+        return run
+
+    def test_fewer_are_tried_until_it_is_slower(
+        self, tried: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+
+        assert tried() == [2, 4, 8, 16]
+
+    def test_what_is_asked_for_is_tried_whole(self, tried: Callable[..., list[int]]) -> None:
+        assert tried(16, 4, 1) == [1, 4, 16]
+
+    def test_they_halve_down_to_one(self) -> None:
+        assert (halved(1), halved(6), halved(8)) == ([1], [6, 3, 1], [8, 4, 2, 1])
 
 
 class TestChoice:

@@ -46,13 +46,14 @@ def test_files_are_answered_by_the_toy_and_the_figures_printed(tmp_path: Path):
     plot = tmp_path / "plot.svg"
 
     done = call(
-        *FILES, "--demo", "--device", "cpu", "--batch-size", "1,2", "--seconds", "0.1",
-        "--svg", plot,
+        *FILES, "--demo", "--device", "cpu", "--batch-size", "1,2", "--threads", "1",
+        "--seconds", "0.1", "--svg", plot,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"cpu  {demo.NAME}, float32, ")
-    assert done.stdout.splitlines()[-1] in ("batch_size = 1", "batch_size = 2")
+    assert done.stdout.splitlines()[-2] in ("batch_size = 1", "batch_size = 2")
+    assert done.stdout.splitlines()[-1] == "threads = 1"
     assert "batch_size = 2: " in done.stderr
     assert plot.read_text().startswith("<svg")
 
@@ -63,7 +64,7 @@ def test_answers_go_to_their_limits_if_they_are_to(tmp_path: Path, endless: bool
     config = Config(model_path="demo", device="cpu", state_dir=tmp_path)
     noise = work.generated(config, "cpu")[Kind.AUDIO][0]
     # when
-    for engine in loading.make_in_turn(config, endless=endless):
+    for engine in loading.make_in_turn(config, endless=endless, rows=None):
         (answer,) = engine.generate([noise])
     # then
     assert (answer.new_tokens == noise.max_new_tokens) is endless
@@ -71,14 +72,14 @@ def test_answers_go_to_their_limits_if_they_are_to(tmp_path: Path, endless: bool
 
 def test_json_is_all_that_standard_output_has(tmp_path: Path):
     done = call(
-        FILES[1], "--model-path", "demo", "--device", "cpu", "--batch-size", "1",
+        FILES[1], "--model-path", "demo", "--device", "cpu", "--batch-size", "1", "--threads", "1",
         "--seconds", "0.1", "--json",
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["config"] == {"batch_size": 1}
-    (point,) = told["devices"][0]["points"]
+    assert told["config"] == {"batch_size": 1, "threads": 1}
+    (point,) = told["devices"][0]["batch_size"]
     assert point["audio"]["times_real_time"] > 0
     assert point["audio"]["memory_bytes"] > 0
     assert "image" not in point
@@ -125,10 +126,11 @@ class TestDevices:
         self, clock: Clock, tmp_path: Path
     ) -> None:
         # given two devices
+        set_to: list[int] = []
         made = [Timed(clock, lambda rows: 0.1, device=name, rows=2) for name in ("cpu", "cuda:0")]
 
-        def engines(config: Config, *, endless: bool) -> Generator[Engine]:
-            assert endless  # of media that are generated
+        def engines(config: Config, *, endless: bool, rows: int | None) -> Generator[Engine]:
+            assert (endless, rows) == (True, 2)  # of media that are generated; for what is tried
             for n, engine in enumerate(made):
                 assert all(before.closed for before in made[:n])
                 yield engine
@@ -136,16 +138,24 @@ class TestDevices:
 
         # when
         found = bench.throughput(
-            Config(state_dir=tmp_path), lambda words: None, engines=engines, clock=clock
+            Config(state_dir=tmp_path),
+            lambda words: None,
+            sizes=[1, 2],
+            threads=[2, 1],
+            engines=engines,
+            set_threads=set_to.append,
+            clock=clock,
         )
         # then
+        assert set_to == [1, 2]
+        assert [len(one.threads) for one in found] == [2, 0]  # of the CPU
         assert [one.device for one in found] == ["cpu", "cuda:0"]
-        assert all([point.size for point in one.points] == [1, 2] for one in found)
+        assert all([point.value for point in one.points] == [1, 2] for one in found)
 
     def test_one_that_is_lost_is_closed_and_told(self, clock: Clock, tmp_path: Path) -> None:
         engine = Timed(clock, lambda rows: 0.1, failures={1: DeviceLost("cpu: is lost")})
 
-        def engines(config: Config, *, endless: bool) -> Generator[Engine]:
+        def engines(config: Config, *, endless: bool, rows: int | None) -> Generator[Engine]:
             try:
                 yield engine
             finally:
@@ -161,6 +171,6 @@ class TestDevices:
 def test_two_slots_on_one_device_are_measured_once(tmp_path: Path):
     config = Config(model_path="demo", device="cpu,cpu", state_dir=tmp_path)
 
-    loaded = [engine.device for engine in loading.make_in_turn(config, endless=True)]
+    loaded = [engine.device for engine in loading.make_in_turn(config, endless=True, rows=None)]
 
     assert loaded == ["cpu"]
