@@ -47,9 +47,9 @@ _TURNS = {
 """EXIF orientation to what undoes it (EXIF 2.32, tag 0x0112)"""
 
 
-def decode(
+def picture(
     file: BinaryIO, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
-) -> tuple[NDArray[np.uint8], dict[str, float]]:
+) -> tuple[Image.Image, dict[str, float]]:
     """Decode a picture, upright, the first frame of an animation, transparency laid on white.
 
     Args:
@@ -58,9 +58,9 @@ def decode(
         max_frames: an animation with more frames, or a TIFF with more pages, is refused.
 
     Returns:
-        (height, width, 3) uint8 RGB, and the facts ``width`` and ``height``: the upright
-        picture's own size in pixels. Pictures beyond `MODEL_PIXELS` several times over come
-        reduced, so the samples may be fewer than the facts say.
+        The picture in RGB, and the facts ``width`` and ``height``: the upright picture's own size
+        in pixels. Pictures beyond `MODEL_PIXELS` several times over come reduced, so there may be
+        fewer than the facts say.
 
     Raises:
         FileError: not a picture, damaged, cut off, too large, or of too many frames.
@@ -91,14 +91,19 @@ def decode(
                 # Read before loading: TIFF turns itself while it loads, and tells the turned size
                 # from the start.
                 turned = image.format != "TIFF" and _orientation(image) >= 5
-                samples = _samples(image)
+                found = _decoded(image)
             except MemoryError:
                 raise
             except Exception as error:
                 raise FileError(_damaged(kind, error)) from error
     if turned:
         width, height = height, width
-    return samples, {"width": float(width), "height": float(height)}
+    return found, {"width": float(width), "height": float(height)}
+
+
+def samples(picture: Image.Image) -> NDArray[np.uint8]:
+    """(height, width, 3) uint8 of a picture in RGB."""
+    return np.asarray(picture, np.uint8)
 
 
 def _opened(file: BinaryIO, head: bytes) -> Image.Image:
@@ -131,19 +136,17 @@ def _has_more(image: Image.Image, frames: int) -> bool:
     return False
 
 
-def _samples(image: Image.Image) -> NDArray[np.uint8]:
+def _decoded(image: Image.Image) -> Image.Image:
     """Decode, reduce, convert and turn upright."""
     if factor := _reduction(image.size):
         # Only JPEG knows draft; it decodes at 1/2, 1/4 or 1/8, never smaller than what is asked.
         image.draft("RGB", (image.width // factor, image.height // factor))
     image.load()
     orientation = _orientation(image)  # after loading: TIFF has forgotten it by then
-    picture = _rgb(image)
-    if factor := _reduction(picture.size):
-        picture = picture.reduce(factor)
-    if orientation in _TURNS:
-        picture = picture.transpose(_TURNS[orientation])
-    return np.asarray(picture, np.uint8)
+    rgb = _rgb(image)
+    if factor := _reduction(rgb.size):
+        rgb = rgb.reduce(factor)
+    return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 
 
 def _reduction(size: tuple[int, int]) -> int:

@@ -20,6 +20,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from phi4d.errors import (
     DecoderDied,
     EnvironmentFault,
@@ -29,10 +31,11 @@ from phi4d.errors import (
     SourceFault,
     Stopped,
 )
-from phi4d.job import SAMPLE_RATE_HZ, Fingerprint, Kind, Piece
+from phi4d.job import CROP_PX, SAMPLE_RATE_HZ, Fingerprint, Kind, Piece
 from phi4d.media.process import DecodeProcess
 from phi4d.media.wire import TICK_S, Header, piece_of
 from phi4d.meter import Meter
+from phi4d.prepared.preparation import Preparation
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,12 @@ _ERRORS: dict[str, type[Phi4dError]] = {
     error.__name__: error for error in (FileError, FileChanged, SourceFault, EnvironmentFault)
 }
 _MAX_AUDIO_BYTES = 30 * SAMPLE_RATE_HZ * 4
+
+
+def _most_bytes(prepare: Preparation) -> int:
+    """The most that a prepared piece may have."""
+    frames = _MAX_AUDIO_BYTES // 4 // prepare.mel.hop_length + 1
+    return max(3 * CROP_PX**2 * prepare.max_crops, 4 * prepare.mel.feature_size * frames)
 
 
 class DecodePool:
@@ -163,13 +172,14 @@ class DecodePool:
         fingerprint: Fingerprint | None = None,
         *,
         known: Collection[str] | None = None,
+        prepare: Preparation | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> Decoding:
         """Begin to decode a file; blocks until a process is idle.
 
-        The process begins at once and works ahead by about one piece, so a second call prefetches
-        while the first's pieces are used. A thread that holds as many decodings as there are
-        processes waits for itself: see `try_decode`.
+        The process begins at once and works ahead by one piece, which it keeps until it is asked
+        for; so a second call prefetches while the first's pieces are used. A thread that holds as
+        many decodings as there are processes waits for itself: see `try_decode`.
 
         Args:
             path: where the file is.
@@ -177,6 +187,8 @@ class DecodePool:
             fingerprint: the version that is wanted; None takes any.
             known: digests (SHA-256, hexadecimal; some thousands at most) of files that need not
                 be decoded: `Decoding.digest` then tells the file's own. None: it is not asked.
+            prepare: how an engine wants media prepared, which is done there, too; None: they come
+                as they were decoded.
             on_wait: called about four times a second while waiting here and in the decoding;
                 what it raises ends the wait.
 
@@ -185,7 +197,9 @@ class DecodePool:
             EnvironmentFault: no process can be started.
         """
         while True:
-            decoding = self.try_decode(path, kind, fingerprint, known=known, on_wait=on_wait)
+            decoding = self.try_decode(
+                path, kind, fingerprint, known=known, prepare=prepare, on_wait=on_wait
+            )
             if decoding is not None:
                 return decoding
             with self._changed:
@@ -200,6 +214,7 @@ class DecodePool:
         fingerprint: Fingerprint | None = None,
         *,
         known: Collection[str] | None = None,
+        prepare: Preparation | None = None,
         on_wait: Callable[[], None] | None = None,
     ) -> Decoding | None:
         """As `decode`, but None if no process is idle.
@@ -218,14 +233,18 @@ class DecodePool:
                 self._idle[-1] = self._replaced(self._idle[-1], "outdated")
             process = self._idle.pop()
         request = {
+            "is": "file",
             "path": os.fsdecode(path),
-            "kind": str(kind),
+            "kind": kind.value,
             "fingerprint": fingerprint
             and (fingerprint.inode, fingerprint.size, fingerprint.mtime_ns),
-            "known": None if known is None else list(known),
+            "hash": known is not None,
+            "prepare": prepare and prepare.to_json(),
             **self._limits,
         }
-        return Decoding(self, process, request, on_wait)
+        body = np.frombuffer(" ".join(known).encode(), np.uint8) if known else None
+        process.ask(request, body)
+        return Decoding(self, process, kind, prepare, on_wait)
 
     def close(self) -> None:
         """End all processes, also those at work: their decodings raise `Stopped`. Idempotent."""
@@ -330,7 +349,8 @@ class Decoding:
         self,
         pool: DecodePool,
         process: DecodeProcess,
-        request: Header,
+        kind: Kind,
+        prepare: Preparation | None,
         on_wait: Callable[[], None] | None,
     ) -> None:
         self.facts: dict[str, float] = {}
@@ -339,13 +359,16 @@ class Decoding:
         self.seconds = 0.0
         self._pool = pool
         # as they are now: the pool's may be changed while this goes on
-        self._timeout_s, self._max_body_bytes = pool.timeout_s, pool.max_body_bytes
+        self._timeout_s = pool.timeout_s
+        self._max_body_bytes = pool.max_body_bytes if prepare is None else _most_bytes(prepare)
+        # If it is gone already, the first wait for an answer finds out and says how.
         self._process: DecodeProcess | None = process
+        self._kind = kind
+        self._prepare = prepare
         self._on_wait = on_wait
         self._wanted_since: float | None = None
         self._silent_since: float | None = None
-        # If it is gone already, the first wait for an answer finds out and says how.
-        process.ask(request)
+        self._asked = False
 
     @property
     def over(self) -> bool:
@@ -355,8 +378,8 @@ class Decoding:
     def fileno(self) -> int:
         """A descriptor that is readable when `poll` has something to do.
 
-        Poll once before waiting for it. As soon as the decoding is over, the descriptor may be
-        another's, or closed.
+        Poll once before waiting for it: that asks for a piece. As soon as the decoding is over,
+        the descriptor may be another's, or closed.
 
         Raises:
             ValueError: it is over.
@@ -418,11 +441,14 @@ class Decoding:
             self._pool._give_back(process, why_not)
 
     def _poll(self, process: DecodeProcess) -> Piece | None:
+        if not self._asked:
+            process.ask({"is": "next"})
+            self._asked = True
         while (message := self._receive(process)) is not None:
             header, piece = message
-            self.facts.update(header.get("facts", {}))
             match header["is"]:
                 case "piece":
+                    self._asked = False
                     return piece
                 case "end":
                     self._release()
@@ -450,7 +476,11 @@ class Decoding:
             if message is not None:
                 self._silent_since = None
                 header, body = message
-                return header, piece_of(header, body) if header["is"] == "piece" else None
+                facts = header.get("facts", {})
+                self.facts.update({str(key): float(value) for key, value in facts.items()})
+                if header["is"] == "piece":
+                    return header, piece_of(header, body, self._kind, self._prepare)
+                return header, None
             now = time.monotonic()
             if self._silent_since is None:
                 self._silent_since = now
@@ -459,7 +489,12 @@ class Decoding:
             reason = f"the decode process took longer than {self._timeout_s:g} s"
         except EOFError:
             reason = f"the decode process {process.ended()}"
-        except (ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise EnvironmentFault(
+                f"what was decoded cannot be taken over ({error}): give phi4d more open files "
+                "(LimitNOFILE)"
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"the decode process answered nonsense ({error})"
         self._pool._check_open()
         if not process.ready:

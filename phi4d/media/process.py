@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from contextlib import suppress
 
+import numpy as np
+from numpy.typing import NDArray
+
 from phi4d.errors import EnvironmentFault
-from phi4d.media.wire import Channel, Header
+from phi4d.media.wire import Channel, Header, pair
 
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "TZ")
 _KEPT_PREFIXES = ("LC_", "LD_", "PYTHON", "COV")
@@ -40,7 +42,7 @@ class DecodeProcess:
         self.cpu_s = cpu_s
         self.files = 0
         self.ready = False
-        ours, theirs = socket.socketpair()
+        ours, theirs = pair()
         self.channel = Channel(ours)
         # -P: no module in the daemon's working folder may pass for a library.
         command = [sys.executable, "-P", "-m", "phi4d.media.decoder"]
@@ -67,10 +69,10 @@ class DecodeProcess:
         """Whether it runs."""
         return self._popen.poll() is None
 
-    def ask(self, request: Header) -> None:
+    def ask(self, request: Header, body: NDArray[np.uint8] | None = None) -> None:
         """Send a request. If it is gone, who waits for the answer finds out, and how it ended."""
         with suppress(OSError):
-            self.channel.send(request)
+            self.channel.send(request, body)
 
     def ended(self) -> str:
         """How it ended, in words; for when its end of the socket is closed."""

@@ -1,4 +1,4 @@
-"""What the decode pool and its processes say to each other: a JSON header and raw bytes.
+"""What the decode pool and its processes say to each other: a JSON header, and a body both can see.
 
 Never pickle: what comes from a process that just ran a codec on a stranger's file is not trusted
 to build objects in the process that holds the model. Never standard output: libsndfile prints
@@ -7,36 +7,48 @@ there.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import select
 import socket
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from phi4d.job import Piece
+from phi4d.job import Kind, Piece
+from phi4d.media.shared import filled, mapped
+from phi4d.prepared.clip import Clip
+from phi4d.prepared.preparation import Preparation
+from phi4d.prepared.tiles import Tiles
 
 Header = dict[str, Any]
 Message = tuple[Header, NDArray[np.uint8]]
-"""a header, and the body as (bytes,) uint8"""
+"""a header, and the body as (bytes,) uint8, which may only be read"""
 
-_LENGTHS = struct.Struct("!IQ")
-_MAX_HEADER_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 16
+_DESCRIPTOR = struct.Struct("i")
+_BESIDE = socket.CMSG_LEN(_DESCRIPTOR.size)
+_NOTHING = np.empty(0, np.uint8)
 TICK_S = 0.25
 """how often somebody who waits looks around, in seconds"""
 
 
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends for a channel, of the kind that keeps messages apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
 class Channel:
-    """One end of a stream socket that carries messages. Owns the socket."""
+    """One end of a `pair` that carries messages. Owns the socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._arriving: Generator[None, None, Message] | None = None
-        """a message of which some may have been read"""
 
     def fileno(self) -> int:
         """The socket's descriptor; it is readable when `poll` has something to do."""
@@ -46,19 +58,26 @@ class Channel:
         """Send one message; blocks while the other end does not read.
 
         Raises:
+            OSError: the other end is gone, or there is no memory for the body.
+        """
+        if body is None:
+            self.hand_over(header, None)
+            return
+        descriptor = filled(body)
+        try:
+            self.hand_over(header, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def hand_over(self, header: Header, descriptor: int | None) -> None:
+        """Send one message whose body, if any, is in `phi4d.media.shared` memory already.
+
+        Raises:
             OSError: the other end is gone.
         """
         text = json.dumps(header).encode()
-        data = b"" if body is None else np.ascontiguousarray(body).data.cast("B")
-        self._sock.sendall(_LENGTHS.pack(len(text), len(data)) + text)
-        if data:  # the other end may be satisfied, and gone, by now
-            self._sock.sendall(data)
-
-    def send_piece(self, piece: Piece, facts: dict[str, float]) -> None:
-        """Send a piece with what is known of its source so far."""
-        media = cast("NDArray[Any]", piece.media)
-        header = {"dtype": media.dtype.name, "shape": media.shape, "facts": facts}
-        self.send({"is": "piece", "start": piece.start, "end": piece.end, **header}, media)
+        bodies = [] if descriptor is None else [descriptor]
+        socket.send_fds(self._sock, [text], bodies)
 
     def receive(self, max_bytes: int = 0, tick: Callable[[], None] | None = None) -> Message:
         """The next message.
@@ -70,6 +89,7 @@ class Channel:
         Raises:
             EOFError: the other end is gone.
             ValueError: what came is no message, or is too long.
+            OSError: this process may open no more files.
         """
         while True:
             message = self.poll(max_bytes)
@@ -89,61 +109,82 @@ class Channel:
         return bool(readable.poll(seconds * 1000))
 
     def poll(self, max_bytes: int = 0) -> Message | None:
-        """The next message if all of it has come; never waits, and reads nothing of the one after.
+        """The next message if it has come; never waits.
 
         Raises:
-            EOFError: the other end is gone.
-            ValueError: what came is no message, or is too long.
+            As `receive`.
         """
-        arriving, self._arriving = self._arriving or self._message(max_bytes), None
+        at_once = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
-            next(arriving)
-        except StopIteration as whole:
-            message: Message = whole.value
-            return message
-        self._arriving = arriving
-        return None
-
-    def _message(self, max_bytes: int) -> Generator[None, None, Message]:
-        lengths = yield from self._read(_LENGTHS.size)
-        text_size, size = _LENGTHS.unpack(lengths.tobytes())
-        if text_size > _MAX_HEADER_BYTES or size > max_bytes:
-            raise ValueError(f"a message of {text_size} + {size} bytes")
-        text = yield from self._read(text_size)
-        header = json.loads(text.tobytes())
+            # not recv_fds, which does not hand its flags on
+            text, beside, flags, _ = self._sock.recvmsg(_MAX_HEADER_BYTES, _BESIDE, at_once)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            text, beside, flags = b"", [], 0
+        bodies = [body for _, kind, body in beside if kind == socket.SCM_RIGHTS and body]
+        body = mapped(_DESCRIPTOR.unpack(bodies[0])[0], max_bytes) if bodies else _NOTHING
+        if flags & socket.MSG_CTRUNC and not bodies:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if not text:
+            raise EOFError
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ValueError("a message that is too long")
+        header = json.loads(text)
         if not isinstance(header, dict):
             raise ValueError("a message without a header")  # noqa: TRY004 - it is a bad value
-        body = yield from self._read(size)
         return header, body
-
-    def _read(self, size: int) -> Generator[None, None, NDArray[np.uint8]]:
-        """So many bytes; yields while there are none."""
-        body = np.empty(size, np.uint8)
-        view, done = body.data, 0
-        while done < size:
-            try:
-                count = self._sock.recv_into(view[done:], flags=socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                yield
-                continue
-            except ConnectionError:
-                count = 0
-            if not count:
-                raise EOFError
-            done += count
-        return body
 
     def close(self) -> None:
         """Close the socket; the other end gets EOFError."""
         self._sock.close()
 
 
-def piece_of(header: Header, body: NDArray[np.uint8]) -> Piece:
-    """The piece that `Channel.send_piece` sent.
+def packed(piece: Piece, facts: dict[str, float]) -> tuple[Header, NDArray[Any]]:
+    """A piece as a message, with what is known of its source so far."""
+    header: Header = {"is": "piece", "start": piece.start, "end": piece.end, "facts": facts}
+    media = piece.media
+    if isinstance(media, Tiles):
+        array: NDArray[Any] = media.picture
+        header["grid"] = media.columns, media.rows
+    else:
+        array = media.features if isinstance(media, Clip) else cast("NDArray[Any]", media)
+    return header | {"dtype": array.dtype.name, "shape": array.shape}, array
+
+
+def piece_of(
+    header: Header, body: NDArray[np.uint8], kind: Kind, prepare: Preparation | None
+) -> Piece:
+    """The piece that was `packed`.
+
+    Args:
+        header: of the message.
+        body: of the message.
+        kind: what was asked for.
+        prepare: how it was to be prepared.
 
     Raises:
-        ValueError, KeyError, TypeError: the header does not fit the body.
+        ValueError, KeyError, TypeError: the header does not fit the body, or is not of a piece of
+            that kind, so prepared.
     """
     types = {"uint8": np.uint8, "float32": np.float32}
-    media = body.view(types[header["dtype"]]).reshape(header["shape"])
-    return Piece(media, float(header["start"]), float(header["end"]))
+    shape = tuple(int(side) for side in header["shape"])
+    array = body.view(types[header["dtype"]]).reshape(shape)
+    start, end = float(header["start"]), float(header["end"])
+    if not 0 <= start <= end < math.inf:
+        raise ValueError(f"a piece from {start} to {end} s")
+    if prepare is None:
+        expected = (3, "uint8") if kind is Kind.IMAGE else (1, "float32")
+        if (array.ndim, array.dtype.name) != expected:
+            raise ValueError(f"{kind} as {array.ndim} dimensions of {array.dtype}")
+        return Piece(array, start, end)
+    if kind is Kind.IMAGE:
+        columns, rows = (int(count) for count in header["grid"])
+        tiles = Tiles(array, columns, rows)
+        if tiles.crops > prepare.max_crops:
+            raise ValueError(f"{tiles.crops} crops")
+        return Piece(tiles, start, end)
+    clip = Clip(array, prepare.mel)
+    if not np.isfinite(clip.features).all():
+        raise ValueError("features that are no numbers")
+    return Piece(clip, start, end)

@@ -390,6 +390,7 @@ class Worker(threading.Thread):
                         task.job.kind,
                         task.job.fingerprint,
                         known=self._answered(task),
+                        prepare=self._engine.preparation,
                         on_wait=partial(self._beat_for, task),
                     )
                     if stream is None:

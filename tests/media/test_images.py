@@ -18,7 +18,8 @@ UPRIGHT = ["red", "green", "blue", "white"]
 
 
 def decode(data: bytes, **limits: int) -> tuple[np.ndarray, dict[str, float]]:
-    return images.decode(io.BytesIO(data), **limits)
+    picture, facts = images.picture(io.BytesIO(data), **limits)
+    return images.samples(picture), facts
 
 
 def exif(orientation: int) -> Image.Exif:

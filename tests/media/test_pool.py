@@ -31,6 +31,7 @@ from phi4d.job import Fingerprint, Kind, Piece
 from phi4d.media import process as process_module
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.meter import Meter
+from phi4d.prepared.preparation import Preparation
 
 
 def children() -> set[int]:
@@ -75,7 +76,7 @@ def png(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    """A picture far larger than a socket's buffer: its process waits for us to read."""
+    """A picture whose process waits for us to take it."""
     path = tmp_path / "noise.bmp"
     samples = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
     Image.fromarray(samples).save(path)
@@ -121,6 +122,35 @@ def test_a_short_recording_is_one_piece(pool: DecodePool, tmp_path: Path) -> Non
     (piece,) = read(pool, tmp_path / "a.wav", Kind.AUDIO)
     assert (piece.start, piece.end) == (0.0, 2.0)
     assert piece.media.dtype == np.float32
+
+
+def test_a_picture_is_prepared_as_it_would_be_here(pool: DecodePool, tmp_path: Path) -> None:
+    prepare = Preparation(max_crops=4)
+    mediakit.picture(1500, 1000).save(tmp_path / "a.png")
+    source = os.fsencode(tmp_path / "a.png")
+    (whole,) = pool.decode(source, Kind.IMAGE)
+    decoding = pool.decode(source, Kind.IMAGE, prepare=prepare)
+    (piece,) = decoding
+    here = prepare.picture(whole.media)
+    assert np.array_equal(piece.media.picture, here.picture)
+    assert piece.media.tokens == here.tokens
+    assert decoding.facts == {"width": 1500.0, "height": 1000.0}
+
+
+def test_sound_is_prepared_as_it_would_be_here(pool: DecodePool, tmp_path: Path) -> None:
+    prepare = Preparation()
+    voice = mediakit.spoken("One two three four five six seven eight nine ten. " * 12, tmp_path)
+    soundfile.write(tmp_path / "a.flac", voice, 22_050)
+    source = os.fsencode(tmp_path / "a.flac")
+    whole = list(pool.decode(source, Kind.AUDIO))
+    pieces = list(pool.decode(source, Kind.AUDIO, prepare=prepare))
+    assert len(pieces) == len(whole) > 1
+    for piece, raw in zip(pieces, whole, strict=True):
+        assert (piece.start, piece.end) == (raw.start, raw.end)
+        here = prepare.sound(raw.media).features
+        assert piece.media.features.shape == here.shape
+        # it has one thread, so sums may be added up in another order
+        assert np.abs(piece.media.features - here).max() < 1e-5
 
 
 def test_silence_has_no_pieces(pool: DecodePool, tmp_path: Path) -> None:

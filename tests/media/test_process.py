@@ -77,7 +77,8 @@ def test_it_is_out_of_reach_of_the_terminals_keys(process: DecodeProcess) -> Non
 def test_it_outlives_what_systemd_sends_to_all(process: DecodeProcess) -> None:
     os.kill(process.pid, signal.SIGTERM)
     os.kill(process.pid, signal.SIGINT)
-    process.ask({"path": "/nothing", "kind": "image", "fingerprint": None, "max_file_bytes": 1})
+    request = {"is": "file", "path": "/nothing", "kind": "image", "fingerprint": None}
+    process.ask(request | {"max_file_bytes": 1})
     answer, _ = process.channel.receive()
     assert answer["class"] == "FileChanged"
     assert process.alive()
