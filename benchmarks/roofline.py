@@ -28,8 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import models as bench
 
 from phi4d.engine.decoding import read_prompts
-from phi4d.engine.embedding import embed
+from phi4d.engine.embedding import Embedding, Prompt
+from phi4d.engine.grouping import evenly
 from phi4d.engine.lane import Lane, Ticket
+from phi4d.engine.loop import PROMPT_TOKENS
 from phi4d.engine.phi4 import ADAPTER, Phi4Engine
 from phi4d.engine.plan import Slot
 from phi4d.engine.seats import Filling, Seats, token_bytes
@@ -37,6 +39,8 @@ from phi4d.job import Kind, Request
 
 BATCHES = (1, 8, 32, 64)
 CLIP_S = 30
+LONG = 4096
+"""tokens of the prompt that is read in stretches, as the loop does"""
 ANSWER = 64
 """tokens that there is room for behind each prompt"""
 
@@ -76,52 +80,88 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
 
+def encoded(model: Any, prompt: Prompt, most: int) -> Embedding:
+    """A prompt's embeddings, by turns of the tower."""
+    made = Embedding(model, [prompt], most)
+    while made.turns:
+        made.turn()
+    return made
+
+
 def parts(engine: Phi4Engine, size: str, batches: Iterable[int]) -> list[tuple[Any, ...]]:
     """Name, call, and the bytes that it must read, of each part."""
     loaded = engine._ready()
     samples = torch.randn(CLIP_S * 16_000, generator=torch.Generator().manual_seed(0)) / 10
     clip = Request(Kind.AUDIO, bench.TRANSCRIBE, samples.numpy(), ANSWER)
     picture = bench.requests(size, 0, 1)[1][0]
-    made = []
+    most = PROMPT_TOKENS[engine.device.split(":")[0]] // 2
+    made: list[tuple[Any, ...]] = []
     for name, request in (("clip of 30 s", clip), ("picture", picture)):
-        adapter = ADAPTER[request.kind]
-        model = loaded.use(adapter)
+        model = loaded.use(ADAPTER[request.kind])
         prompt = engine._prompt(loaded, request)
         towers = model.model.embed_tokens_extend
         tower = towers.audio_embed if request is clip else towers.image_embed
-        weights = nbytes(tower.parameters())
+        calls = len(Embedding(model, [prompt], most).turns)
         made.append(
             (
                 f"tower, {name}",
-                lambda model=model, prompt=prompt: embed(model, [prompt], lambda: None),
-                weights,
+                lambda model=model, prompt=prompt: encoded(model, prompt, most),
+                calls * nbytes(tower.parameters()),
             )
         )
     prompt = engine._prompt(loaded, clip)
     model = loaded.use("speech")
     weights = nbytes([*model.model.layers.parameters(), model.lm_head.weight])
-    length = len(prompt.ids)
-    embeds, lengths = embed(model, [prompt], lambda: None)
-    filling = Filling(Seats(model, 1, length), torch.zeros_like(lengths))
-    made.append(
-        (
-            f"prompt of {length} tokens",
-            lambda: read_prompts(model, embeds, lengths, filling),
-            weights,
-        )
-    )
+    embeds = encoded(model, prompt, most).embeds
+    length = embeds.shape[1]
+    for sizes in ([length], [LONG], evenly(LONG, most)):
+        count = sum(sizes)
+        there = embeds.repeat(1, -(-count // length), 1)[:, :count]
+        name = f"prompt of {count} tokens"
+        if len(sizes) > 1:
+            name += f" in {len(sizes)} parts"
+        made.append((name, Reading(model, there, sizes), len(sizes) * weights))
     for count in batches:
         lane = Lane(loaded, "speech", engine._tokens.media)
         lane.open(count, length + ANSWER)
 
         def go_on(lane: Lane = lane, count: int = count) -> None:
             while len(lane.running) < count:
-                lane.admit([Ticket(prompt, "speech", 0)], lambda: None)
+                reading = lane.admit([Ticket(prompt, "speech", 0)], length)
+                while lane.reading:
+                    lane.read(reading)
             lane.go_on().tokens()
 
         cache = count * length * token_bytes(model)
         made.append((f"token, {count} answers", go_on, weights + cache))
     return made
+
+
+class Reading:
+    """Reads a prompt, in stretches of so many tokens."""
+
+    def __init__(self, model: Any, embeds: torch.Tensor, sizes: Iterable[int]) -> None:
+        self._model = model
+        self._embeds = embeds
+        self._sizes = sizes
+        self._seats = Seats(model, 1, embeds.shape[1])
+
+    def __call__(self) -> None:
+        """In the stretches."""
+        self.read(self._sizes)
+
+    def whole(self) -> None:
+        """In one: so many operations are needed, and torch cannot count those of stretches."""
+        self.read([self._embeds.shape[1]])
+
+    def read(self, sizes: Iterable[int]) -> None:
+        """In stretches of so many tokens."""
+        row = torch.zeros(1, dtype=torch.int64, device=self._embeds.device)
+        begin = 0
+        for size in sizes:
+            filling = Filling.at(self._seats, row, begin, begin + size)
+            read_prompts(self._model, self._embeds, row + self._embeds.shape[1], filling)
+            begin += size
 
 
 def main() -> int:
@@ -148,7 +188,7 @@ def main() -> int:
             print(f"machine: {operations / 1e12:.2f} TFLOP/s, {read / 1e9:.1f} GB/s")
             for name, call, weights in parts(engine, size, options.batches):
                 call()
-                counted = operations_of(call)
+                counted = operations_of(call.whole if isinstance(call, Reading) else call)
                 floor = max(counted / operations, weights / read)
                 seconds = best(call, options.device)
                 rows.append(

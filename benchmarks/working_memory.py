@@ -33,8 +33,12 @@ from checkpoints import on_paper
 
 from phi4d.engine import loader
 from phi4d.engine.checkpoint import Checkpoint
-from phi4d.engine.embedding import Prompt, embed
+from phi4d.engine.decoding import read_prompts
+from phi4d.engine.embedding import Embedding, Prompt
+from phi4d.engine.grouping import evenly
+from phi4d.engine.loop import PROMPT_TOKENS
 from phi4d.engine.plan import Slot
+from phi4d.engine.seats import Filling, Seats
 from phi4d.job import GREEDY
 from phi4d.prepared.clip import Clip
 from phi4d.prepared.tiles import Tiles, tile
@@ -46,6 +50,8 @@ PICTURES = ((4000, 3900, 4), (4000, 2950, 12), (4000, 3900, 36))
 mask takes its part of the memory"""
 PROMPTS = ((400, "speech"), (1329, "vision"), (3918, "vision"), (9585, "vision"))
 """tokens and adapter"""
+TURN = PROMPT_TOKENS["cuda"] // 2
+"""work of a turn of reading, in tokens"""
 FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -117,22 +123,32 @@ def encode(loaded: loader.Loaded, media: Tiles | Clip) -> int:
     token = loaded.image_id if seen else loaded.audio_id
     model = loaded.use("vision" if seen else "speech")
     prompt = Prompt([token] * media.tokens, 1, media, GREEDY)
-    return measure(lambda: embed(model, [prompt], lambda: None))
+
+    def encoded() -> Embedding:
+        made = Embedding(model, [prompt], TURN)
+        while made.turns:
+            made.turn()
+        return made
+
+    return measure(encoded)
 
 
 def answer(loaded: loader.Loaded, tokens: int, adapter: str) -> int:
-    """The language model over a prompt, without what it keeps in the cache."""
+    """The language model over a prompt in its stretches, without what it keeps in the cache."""
     model = loaded.use(adapter)
     with FAKE:
         embeds = torch.empty(1, tokens, model.config.hidden_size, dtype=model.dtype)
-    return measure(
-        lambda: model.model(
-            inputs_embeds=embeds.clone(),
-            attention_mask=torch.ones(1, tokens, dtype=torch.long),
-            position_ids=torch.arange(tokens)[None],
-            use_cache=False,
-        )
-    )
+        seats = Seats(model, 1, tokens)
+    row = torch.zeros(1, dtype=torch.int64)
+
+    def read() -> None:
+        whole, begin = embeds.clone(), 0
+        for size in evenly(tokens, TURN):
+            filling = Filling.at(seats, row, begin, begin + size)
+            read_prompts(model, whole, row + tokens, filling)
+            begin += size
+
+    return measure(read)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The language model, from embeddings or tokens to logits: prompts whole, answers token by token.
+"""The language model, from embeddings or tokens to logits: prompts, and answers token by token.
 
 Its layers are called one by one, rather than by the model's own forward: what that puts together in
 each call, masks before all, is known here, and the output layer has the last positions alone.
@@ -19,28 +19,34 @@ if TYPE_CHECKING:
 
 def read_prompts(
     model: Phi4MultimodalForCausalLM, embeds: Tensor, lengths: Tensor, filling: Filling
-) -> Tensor:
-    """Read prompts into their seats.
+) -> Tensor | None:
+    """Read prompts, or the next stretch of them, into their seats.
 
     Args:
         model: corrected, with the adapter set.
-        embeds: (batch, length, hidden), padded on the right: what comes before never sees it.
+        embeds: (batch, length, hidden) of the whole prompts, padded on the right: what comes before
+            never sees it.
         lengths: (batch,) of the prompts.
-        filling: the seats.
+        filling: the seats, and from where to where.
 
     Returns:
-        (batch, vocabulary) logits of what comes next.
+        (batch, vocabulary) logits of what comes next, if the prompts end here.
     """
-    length = embeds.shape[1]
-    positions = torch.arange(length, device=embeds.device)[None]
+    here = slice(filling.begin, filling.end)
+    positions = torch.arange(filling.begin, filling.end, device=embeds.device)[None]
     mask = None
-    if model.config._attn_implementation == "eager":  # the others know what causal is
-        mask = torch.full((length, length), -torch.inf, device=embeds.device).triu(1)[None, None]
+    # what begins further on sees to itself, and all but this one know what causal is
+    if filling.begin == 0 and model.config._attn_implementation == "eager":
+        square = filling.end, filling.end
+        mask = torch.full(square, -torch.inf, device=embeds.device).triu(1)[None, None]
         mask = mask.to(model.model.embed_tokens.weight.dtype)
-    hidden = _layers(model, embeds, positions, filling, mask)
+    hidden = _layers(model, embeds[:, here], positions, filling, mask)
+    if filling.end < embeds.shape[1]:
+        return None
     # Rows picked by an index are a copy: a slice's odd strides send bfloat16 on the CPU down a
     # path that packs the whole output layer anew, 5 s in place of 0.06 s (``benchmarks/waste.py``).
-    return _logits(model, hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1])
+    rows = torch.arange(len(lengths), device=lengths.device)
+    return _logits(model, hidden[rows, lengths - 1 - filling.begin])
 
 
 def go_on(model: Phi4MultimodalForCausalLM, tokens: Tensor, going: Going) -> Tensor:

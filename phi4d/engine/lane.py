@@ -2,15 +2,15 @@
 
 Pictures and recordings have lanes of their own (fault G), and so have prompts on either side of
 4,096 tokens (fault H). A lane does what `phi4d.engine.loop` decides: it opens its cache, lets
-requests in, and goes one token on. What it does to the device it does whole or, as far as anybody
-can see, not at all: a step that failed can be done again.
+requests in, reads them turn by turn, and goes one token on. What it does to the device it does
+whole or, as far as anybody can see, not at all: a step that failed can be done again.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,10 @@ import torch
 
 from phi4d.engine.copies import to_device
 from phi4d.engine.decoding import go_on, read_prompts
-from phi4d.engine.embedding import Prompt, embed
+from phi4d.engine.embedding import Embedding, Prompt
 from phi4d.engine.faults import device_faults
 from phi4d.engine.graphs import Captured, Graphs, rows_shape, shapes, span_shape
+from phi4d.engine.grouping import evenly
 from phi4d.engine.loader import Loaded
 from phi4d.engine.sampling import Chooser, Ways
 from phi4d.engine.seats import SPAN, Filling, Going, Seats, stretches
@@ -81,6 +82,28 @@ class Chosen:
         return self._tokens.tolist()
 
 
+@dataclass(eq=False, slots=True)
+class Reading:
+    """Requests whose prompts are being read; one alone, if it takes several steps."""
+
+    tickets: Sequence[Ticket]
+    seats: Sequence[int]
+    """of the tickets"""
+    index: Tensor
+    """the same on the device"""
+    embedding: Embedding
+    stretches: deque[int]
+    """tokens of each stretch that is still to be read"""
+    begin: int = 0
+    """where the next one begins"""
+
+    @property
+    def work(self) -> int:
+        """Of the next turn, in tokens."""
+        turns = self.embedding.turns
+        return turns[0] if turns else self.stretches[0] * len(self.seats)
+
+
 class Lane:
     """One adapter's requests on one side of 4,096 tokens.
 
@@ -93,6 +116,7 @@ class Lane:
 
     Attributes:
         waiting: in order of arrival.
+        reading: have seats already.
         running: by seat.
         most: rows at a time that memory has been enough for; None: any.
     """
@@ -116,6 +140,7 @@ class Lane:
         self._seats: Seats | None = None
         self._batch: tuple[Tensor, list[tuple[int, int, int]]] | None = None
         self.waiting: deque[Ticket] = deque()
+        self.reading: list[Reading] = []
         self.running: dict[int, Ticket] = {}
         self.most: int | None = None
 
@@ -133,10 +158,15 @@ class Lane:
     def free(self) -> int:
         """How many requests may be let in."""
         free = self._seats.free if self._seats else 0
-        return free if self.most is None else min(free, self.most - len(self.running))
+        return free if self.most is None else min(free, self.most - self.taken)
+
+    @property
+    def taken(self) -> int:
+        """How many requests have seats."""
+        return len(self.running) + sum(len(reading.seats) for reading in self.reading)
 
     def open(self, count: int, length: int) -> None:
-        """Have a cache; nothing may be running.
+        """Have a cache; no seat may be taken.
 
         Args:
             count: rows.
@@ -159,7 +189,7 @@ class Lane:
             self._seats = Seats(self._model, count, length, self._arena)
 
     def close(self) -> None:
-        """Have no cache; nothing may be running."""
+        """Have no cache; no seat may be taken."""
         if self._seats is not None:
             self._seats.close()
         self._captured = {}
@@ -185,41 +215,81 @@ class Lane:
                 graphs.run(self._captured, (*shape, ways), step)
         return len(self._captured)
 
-    def admit(self, tickets: Sequence[Ticket], beat: Callable[[], None]) -> Chosen:
-        """Read prompts, and choose the first tokens of their answers.
+    def admit(self, tickets: Sequence[Ticket], most: int) -> Reading:
+        """Let requests in: they have seats, and `read` reads them.
 
         Args:
             tickets: of this lane, no more than `free`.
-            beat: called after each tower's work.
+            most: the work of a turn of reading, in tokens.
 
         Raises:
             DeviceError: out of memory; nothing has changed.
         """
         seats = self._open_seats()
+        prompts = [ticket.prompt for ticket in tickets]
+        length = max(len(prompt.ids) for prompt in prompts)
         taken: list[int] = []
         try:
             taken += (seats.take() for _ in tickets)
-            prompts = [ticket.prompt for ticket in tickets]
-            embeds, lengths = embed(self._loaded.use(self._adapter), prompts, beat)
-            doing = f"reading {len(prompts)} prompts of {embeds.shape[1]} tokens"
-            with device_faults(self._device, doing):
+            embedding = Embedding(self._loaded.use(self._adapter), prompts, most)
+            with device_faults(self._device, f"reading {len(prompts)} prompts of {length} tokens"):
                 index = to_device(torch.tensor(taken), self._device)
                 for seat, ticket in zip(taken, tickets, strict=True):
-                    seats.clear(seat, embeds.shape[1], ticket.needs)
-                    self._chooser.join(seat, ticket.prompt.sampling, ticket.prompt.ids)
-                logits = read_prompts(self._model, embeds, lengths, Filling(seats, index))
-                tokens = self._chooser.choose(logits, taken, index)
-                self._tokens[index] = tokens
-                self._positions[index] = lengths
+                    seats.clear(seat, length, ticket.needs)
         except BaseException:
             for seat in taken:
                 seats.leave(seat)
             raise
+        reading = Reading(tickets, taken, index, embedding, deque(evenly(length, most)))
+        self.reading.append(reading)
+        return reading
+
+    def read(self, reading: Reading) -> Chosen | None:
+        """Do the next turn of reading: a call of the tower, or a stretch of the prompts.
+
+        Returns:
+            The first tokens of the answers, if the prompts have been read.
+
+        Raises:
+            DeviceError: out of memory; what was being read has lost its seats.
+        """
+        try:
+            if reading.embedding.turns:
+                self._loaded.use(self._adapter)
+                reading.embedding.turn()
+                return None
+            return self._read(reading)
+        except BaseException:
+            self.drop(reading)
+            raise
+
+    def drop(self, reading: Reading) -> None:
+        """Read no further; the seats are free."""
+        self.reading.remove(reading)
+        for seat in reading.seats:
+            self._open_seats().leave(seat)
+
+    def _read(self, reading: Reading) -> Chosen | None:
+        seats, embedding = self._open_seats(), reading.embedding
+        end = reading.begin + reading.stretches[0]
+        filling = Filling.at(seats, reading.index, reading.begin, end)
+        with device_faults(self._device, f"reading {len(reading.seats)} prompts up to {end}"):
+            model = self._loaded.use(self._adapter)
+            logits = read_prompts(model, embedding.embeds, embedding.lengths, filling)
+            reading.begin += reading.stretches.popleft()
+            if logits is None:
+                return None
+            for seat, ticket in zip(reading.seats, reading.tickets, strict=True):
+                self._chooser.join(seat, ticket.prompt.sampling, ticket.prompt.ids)
+            tokens = self._chooser.choose(logits, reading.seats, reading.index)
+            self._tokens[reading.index] = tokens
+            self._positions[reading.index] = embedding.lengths
         self._batch = None
-        for seat, ticket in zip(taken, tickets, strict=True):
+        self.reading.remove(reading)
+        for seat, ticket in zip(reading.seats, reading.tickets, strict=True):
             ticket.seat = seat
             self.running[seat] = ticket
-        return self._chosen(tickets, tokens)
+        return self._chosen(reading.tickets, tokens)
 
     def go_on(self) -> Chosen:
         """Choose the next token of each answer that is being written.
@@ -264,7 +334,9 @@ class Lane:
         positions.add_(live)
 
     def leave(self, ticket: Ticket) -> None:
-        """A request needs its seat no more, if it has one."""
+        """A request needs its seat no more, if it has one or is being read."""
+        for reading in [one for one in self.reading if ticket in one.tickets]:
+            self.drop(reading)
         if ticket.seat is not None:
             del self.running[ticket.seat]
             self._open_seats().leave(ticket.seat)

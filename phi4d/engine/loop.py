@@ -1,8 +1,10 @@
 """The decode loop: requests come at any time, each is answered as if it were alone.
 
-A step lets in whom there is a seat for, as many prompt tokens as may keep the others waiting, and
-then goes one token on with all who are running, lane by lane. Tokens are looked at a step late
-where looking would make the device wait: a row that has ended is then gone on with once in vain.
+A step lets in whom there is a seat for, reads as much as may keep the others waiting, and then goes
+one token on with all who are running, lane by lane. What is more than half a step is read turn by
+turn, one such request at a time, and the other half is for those that are less. Tokens are looked
+at a step late where looking would make the device wait: a row that has ended is then gone on with
+once in vain.
 
 Who waits longest comes first. Where memory is too small for its lane, no other lane lets anybody in
 until there is enough. What fails, fails alone: its seat is free again, the others' tokens are what
@@ -22,12 +24,13 @@ from phi4d.engine.arena import Arena
 from phi4d.engine.embedding import Prompt
 from phi4d.engine.graphs import Graphs, span_shape
 from phi4d.engine.grouping import alike
-from phi4d.engine.lane import Chosen, Lane, Ticket, rounded
+from phi4d.engine.lane import Chosen, Lane, Reading, Ticket, rounded
 from phi4d.engine.loader import Loaded
 from phi4d.errors import DeviceError, DeviceLost
 
 PROMPT_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""read in one step, at most, or one prompt: so long the others wait for their next token"""
+"""read in one step, at most, with what is as much work in the towers: so long the others wait for
+their next token"""
 SEAT_TOKENS = 1024
 """of the shortest seats in an arena: a clip of 30 s and an answer of 512 tokens are about 900"""
 
@@ -43,7 +46,7 @@ class Loop:
         never: ids that are not to be answered.
         rows: answers that are written at a time, in each lane at most.
         cache_tokens: that there is memory for in the caches; one request is let in in any case.
-        prompt_tokens: read in one step, at most, or one prompt; None: `PROMPT_TOKENS`.
+        prompt_tokens: read in one step, at most; None: `PROMPT_TOKENS`.
         late: look at tokens a step late; None: on a GPU.
         sheds: too little memory for all who are running makes the younger half wait; if not, they
             all fail, so that the caller may ask for less.
@@ -73,6 +76,7 @@ class Loop:
         device = next(iter(loaded.models.values())).device
         self._device = str(device)
         self._prompt_tokens = prompt_tokens or PROMPT_TOKENS[device.type]
+        self._turn_tokens = max(1, self._prompt_tokens // 2)
         self._late = device.type != "cpu" if late is None else late
         self.sheds = sheds
         self._graphs = graphs
@@ -83,7 +87,6 @@ class Loop:
         self._new = 0
         """of these, those of this step"""
         self._ended: list[Ticket] = []
-        self._raised: BaseException | None = None
         self._lock = threading.Lock()
         self._submitted: deque[Ticket] = deque()
         self._cancelled: deque[Ticket] = deque()
@@ -105,7 +108,7 @@ class Loop:
         """Whether there is anything to do in a step."""
         with self._lock:
             coming = bool(self._submitted or self._cancelled)
-        lanes = any(lane.waiting or lane.running for lane in self._lanes.values())
+        lanes = any(lane.waiting or lane.taken for lane in self._lanes.values())
         return coming or lanes or bool(self._unread or self._ended)
 
     @property
@@ -120,16 +123,16 @@ class Loop:
             here = len(self._submitted)
         lanes = self._lanes.values()
         waiting = sum(len(lane.waiting) for lane in lanes)
-        running = sum(len(lane.running) for lane in lanes)
-        return max(0, self._rows - running - waiting - here)
+        taken = sum(lane.taken for lane in lanes)
+        return max(0, self._rows - taken - waiting - here)
 
     @torch.inference_mode()
     def step(self, beat: Callable[[], None]) -> list[Ticket]:
         """Go on with all requests.
 
         Args:
-            beat: called after each tower's work, after prompts were read, and after each token;
-                what it raises ends the step, after which the loop is of no use.
+            beat: called after each turn of reading, and after each token; what it raises ends the
+                step, after which the loop is of no use.
 
         Returns:
             The tickets that have ended, answered or not.
@@ -139,19 +142,11 @@ class Loop:
         """
         self._take_in()
         self._new = 0
-
-        def beating() -> None:
-            try:
-                beat()
-            except BaseException as error:
-                self._raised = error
-                raise
-
-        self._admit(beating)
+        self._admit(beat)
         for lane in list(self._lanes.values()):
             if lane.running:
                 self._go_on(lane)
-                beating()
+                beat()
         goes_on = any(lane.running for lane in self._lanes.values())
         self._look(self._new if goes_on and self._late else 0)
         ended, self._ended = self._ended, []
@@ -199,40 +194,75 @@ class Loop:
         return self._lanes[key]
 
     def _admit(self, beat: Callable[[], None]) -> None:
-        budget = self._prompt_tokens
-        while budget > 0 and (lane := self._next()) is not None:
-            fit = [ticket for ticket in lane.waiting if ticket.needs <= lane.length]
-            lengths = [len(ticket.prompt.ids) for ticket in fit]
-            group = [fit[i] for i in alike(lengths, tokens=budget, rows=lane.free)]
-            budget -= len(group) * max(len(ticket.prompt.ids) for ticket in group)
+        """Read: a turn of what is long, then what is short, and with the rest what is long."""
+        left = self._prompt_tokens
+        if (long := self._being_read()) is not None:
+            left -= self._turn(*long, beat)
+        while left > 0 and (lane := self._next()) is not None:
+            group = self._group(lane, left)
+            if not group:
+                break
             for ticket in group:
                 lane.waiting.remove(ticket)
-            self._read(lane, group, beat)
+            left -= self._let_in(lane, group, beat)
+        while (long := self._being_read()) is not None:
+            if long[1].work > left < self._prompt_tokens:
+                break
+            left -= self._turn(*long, beat)
+
+    def _being_read(self) -> tuple[Lane, Reading] | None:
+        """What is long, if its reading has begun."""
+        return next(
+            ((lane, lane.reading[0]) for lane in self._lanes.values() if lane.reading), None
+        )
+
+    def _group(self, lane: Lane, left: int) -> list[Ticket]:
+        """Who is let in to a lane together; nobody, if a step has too little left for the first."""
+        fit = [ticket for ticket in self._may_come(lane) if ticket.needs <= lane.length]
+        if self._is_long(fit[0]):
+            return fit[:1]
+        if fit[0].prompt.work > left:
+            return []
+        chosen = alike(
+            [len(ticket.prompt.ids) for ticket in fit],
+            tokens=min(left, self._turn_tokens),
+            rows=lane.free,
+            beside=[ticket.prompt.tower_work for ticket in fit],
+        )
+        return [fit[i] for i in chosen]
+
+    def _is_long(self, ticket: Ticket) -> bool:
+        """Whether it is read in several turns."""
+        return ticket.prompt.work > self._turn_tokens
+
+    def _may_come(self, lane: Lane) -> list[Ticket]:
+        """Who waits in a lane, but for what is long while something else that is long is read."""
+        if self._being_read() is None:
+            return list(lane.waiting)
+        return [ticket for ticket in lane.waiting if not self._is_long(ticket)]
 
     def _next(self) -> Lane | None:
         """The lane whose first request is to be let in now: who waits longest, if there is room."""
-        waiting = [lane for lane in self._lanes.values() if lane.waiting]
-        for lane in sorted(waiting, key=lambda lane: lane.waiting[0].number):
-            fits = lane.waiting[0].needs <= lane.length
-            if fits and lane.free > 0:
+        coming = {lane: them[0] for lane in self._lanes.values() if (them := self._may_come(lane))}
+        for lane, first in sorted(coming.items(), key=lambda item: item[1].number):
+            if first.needs <= lane.length and lane.free > 0:
                 return lane
-            if lane.running:
+            if lane.taken:
                 continue  # it is full, or runs out until it can have a longer cache
-            if not self._open(lane):
+            if not self._open(lane, first):
                 return None
             return lane if lane.length else self._next()
         return None
 
-    def _open(self, lane: Lane) -> bool:
-        """Give a lane that has nothing running a cache, or fail its first request for want of one.
+    def _open(self, lane: Lane, first: Ticket) -> bool:
+        """Give a lane with no seat taken a cache, or fail its first request for want of one.
 
         Returns:
             False: there is no room now, but others that run will leave some.
         """
-        first = lane.waiting[0]
         longest = max(ticket.needs for ticket in lane.waiting)
         room = self._room(lane, self._seat(longest))
-        alone = not any(other.running for other in self._lanes.values() if other is not lane)
+        alone = not any(other.taken for other in self._lanes.values() if other is not lane)
         refused: DeviceError | None = None
         lengths = {self._seat(longest), self._seat(first.needs), rounded(first.needs)}
         for length in sorted(lengths, reverse=True):
@@ -259,7 +289,7 @@ class Loop:
         others = [other for other in self._lanes.values() if other is not lane]
         lane.close()
         for other in others:
-            if not other.running and not (self._arena and self._left(others) >= self._most(length)):
+            if not other.taken and not (self._arena and self._left(others) >= self._most(length)):
                 other.close()
         return self._left(others)
 
@@ -285,25 +315,40 @@ class Loop:
             f"the caches have room for {self._cache_tokens}. Smaller files need less"
         )
 
-    def _read(self, lane: Lane, group: list[Ticket], beat: Callable[[], None]) -> None:
-        """Let requests in; one that cannot be read does not keep the others of its group out."""
+    def _let_in(self, lane: Lane, group: Sequence[Ticket], beat: Callable[[], None]) -> int:
+        """Have requests read, at once if they are short; returns the work that this was."""
         try:
-            chosen = lane.admit(group, beat)
-        except DeviceLost:
-            raise
+            reading = lane.admit(group, self._turn_tokens)
         except Exception as error:
-            if error is self._raised:
-                raise
-            if len(group) == 1 or (isinstance(error, DeviceError) and not self.sheds):
-                for ticket in group:
-                    self._fail(ticket, error)
-                return
-        else:
+            return self._not_read(lane, group, error, beat)
+        work = 0
+        while reading in lane.reading and not self._is_long(group[0]):
+            work += self._turn(lane, reading, beat)
+        return work
+
+    def _turn(self, lane: Lane, reading: Reading, beat: Callable[[], None]) -> int:
+        """Do the next turn of a reading; returns the work that it was."""
+        work = reading.work
+        try:
+            chosen = lane.read(reading)
+        except Exception as error:
+            return work + self._not_read(lane, reading.tickets, error, beat)
+        if chosen is not None:
             self._add(lane, chosen)
-            beat()
-            return
-        for ticket in group:
-            self._read(lane, [ticket], beat)
+        beat()
+        return work
+
+    def _not_read(
+        self, lane: Lane, group: Sequence[Ticket], error: Exception, beat: Callable[[], None]
+    ) -> int:
+        """One that cannot be read does not keep the others of its group out."""
+        if isinstance(error, DeviceLost):
+            raise error
+        if len(group) == 1 or (isinstance(error, DeviceError) and not self.sheds):
+            for ticket in group:
+                self._fail(ticket, error)
+            return 0
+        return sum(self._let_in(lane, [ticket], beat) for ticket in group)
 
     def _go_on(self, lane: Lane) -> None:
         try:

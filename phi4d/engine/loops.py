@@ -148,7 +148,7 @@ class Loops:
 
     def _tried(self, adapter: str, prompt: Prompt) -> int:
         """Bytes that so many such requests take as are read together."""
-        count = max(1, PROMPT_TOKENS["cuda"] // len(prompt.ids))
+        count = max(1, PROMPT_TOKENS["cuda"] // 2 // prompt.work)
         before = devices.used_bytes(self._device)
         devices.forget_peak(self._device)
         loop = self._loop(count, captures=False)

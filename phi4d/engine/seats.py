@@ -6,7 +6,8 @@ filled from its beginning, so nothing is padded on the left, and a step looks on
 longest row.
 
 A cache is what transformers' attention is given as such: `Filling` while prompts are read, `Going`
-for a step of one token a row, in which `SeatedAttention` reads keys and values where they lie.
+for a step of one token a row. `SeatedAttention` has them attend; transformers' own does where
+prompts begin.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 from transformers.models.phi4_multimodal import modeling_phi4_multimodal as upstream
 
 from phi4d.engine.rotary import Rotary
@@ -122,20 +124,65 @@ class Seats:
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """The cache while prompts are read, which begin at the beginning."""
+    """The cache while prompts are read: whole, or a stretch of them."""
 
     seats: Seats
     rows: Tensor
     """(batch,) the seats of the rows"""
+    begin: int
+    """where in the prompts the stretch begins; what comes before is in the seats"""
+    end: int
+    mask: Tensor | None
+    """(length, end) to add to the scores of a stretch that does not begin at the beginning: 0 up
+    to a row's token, minus infinity beyond"""
+
+    @classmethod
+    def at(cls, seats: Seats, rows: Tensor, begin: int, end: int) -> Filling:
+        """A stretch; see the fields."""
+        if begin == 0:
+            return cls(seats, rows, begin, end, None)
+        if rows.is_cuda:  # the same, as a flag of the kernel
+            return cls(seats, rows, begin, end, causal_lower_right(end - begin, end))
+        mask = torch.full((end - begin, end), -torch.inf, dtype=seats.keys[0].dtype)
+        return cls(seats, rows, begin, end, mask.triu(begin + 1))
 
     def update(
         self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Keep (batch, heads, length, size) of a layer; there is nothing before them to add."""
-        length = keys.shape[2]
-        self.seats.keys[layer][self.rows, :, :length] = keys
-        self.seats.values[layer][self.rows, :, :length] = values
-        return keys, values
+        """Keep (batch, key heads, length, size) of a layer; returns them with those before."""
+        here = slice(self.begin, self.end)
+        self.seats.keys[layer][self.rows, :, here] = keys
+        self.seats.values[layer][self.rows, :, here] = values
+        if self.begin == 0:
+            return keys, values
+        before = slice(0, self.end)
+        return (
+            self.seats.keys[layer][self.rows, :, before],
+            self.seats.values[layer][self.rows, :, before],
+        )
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Keep the keys and values of a stretch, and let each token attend to all up to itself.
+
+        Key heads are repeated: with a mask, torch's fast kernels want as many as there are query
+        heads.
+
+        Args:
+            layer: its number.
+            query: (batch, heads, length, size).
+            key: (batch, key heads, length, size).
+            value: the same.
+            scale: of the scores.
+
+        Returns:
+            (batch, length, heads x size).
+        """
+        times = query.shape[1] // key.shape[1]
+        key, value = (upstream.repeat_kv(kept, times) for kept in self.update(key, value, layer))
+        out = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.mask, scale=scale
+        )
+        return out.transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,29 +282,29 @@ def _up_to(positions: Tensor, span: int, seats: Seats) -> Tensor:
 
 
 class SeatedAttention(upstream.Phi4MultimodalAttention):
-    """The upstream layer; for a step of `Going` it reads the cache where it lies."""
+    """The upstream layer, but for what its caches see to themselves."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As upstream's; its caches have one name up to transformers 5.23, another since."""
-        going = kwargs.get("cache", kwargs.get("past_key_values"))
-        if not isinstance(going, Going):
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        if not isinstance(cache, Filling | Going) or cache.mask is None:
             return super().forward(*args, **kwargs)
         hidden: Tensor = kwargs["hidden_states"]
         cos, sin = kwargs["position_embeddings"]
-        batch, size = hidden.shape[0], self.head_dim
+        size = self.head_dim
         key_width = cast("int", self.num_key_value_heads) * size
         widths = [self.num_key_value_groups * key_width, key_width, key_width]
         query, key, value = (
-            part.view(batch, 1, -1, size).transpose(1, 2)
+            part.unflatten(-1, (-1, size)).transpose(1, 2)
             for part in self.qkv_proj(hidden).split(widths, dim=-1)
         )
         query, key = upstream.apply_rotary_pos_emb(query, key, cos, sin)
-        out = going.attend(cast("int", self.layer_idx), query, key, value, self.scaling)
+        out = cache.attend(cast("int", self.layer_idx), query, key, value, self.scaling)
         return self.o_proj(out), None
 
 
 def seated(model: Phi4MultimodalForCausalLM) -> None:
-    """Have a model's layers know `Going`, in place; with any other cache nothing changes."""
+    """Have a model's layers know our caches, in place; with any other nothing changes."""
     for layer in list(model.model.layers):
         layer.self_attn.__class__ = SeatedAttention
 

@@ -14,13 +14,14 @@ import torch
 from enginekit import CHECKPOINT, TRANSCRIBE, clip, long_clip, noise, picture, speech
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loopkit import FULL, TOKENS, all_seats_are_free, alone, asked, loop, run
 
 from phi4d.engine import lane as lanes
 from phi4d.engine.arena import Arena
+from phi4d.engine.embedding import Embedding
 from phi4d.engine.graphs import Graphs
 from phi4d.engine.grouping import WASTE, alike
-from phi4d.engine.loop import Loop
-from phi4d.engine.phi4 import ADAPTER, Phi4Engine
+from phi4d.engine.phi4 import Phi4Engine
 from phi4d.engine.plan import Slot
 from phi4d.engine.requests import Asked
 from phi4d.engine.sampling import Chooser
@@ -28,48 +29,8 @@ from phi4d.engine.seats import Seats, stretches
 from phi4d.errors import DeviceError, DeviceLost, Stopped
 from phi4d.job import Completion, Kind, Request, Sampling
 
-TOKENS = 20
-"""of the longest answers"""
-NONE: frozenset[int] = frozenset()
 both_forms = pytest.mark.parametrize("graphs", [None, Graphs("cpu")], ids=["eager", "static"])
 """of the step: as it is needed, and in the shapes that CUDA graphs are captured in"""
-FULL = "CUDA out of memory. Tried to allocate 20.00 GiB"
-
-
-def asked(engine, request, limit=TOKENS):
-    """A request as the loop takes it: its prompt and its adapter."""
-    prompt = engine._prompt(engine._loaded, dataclasses.replace(request, max_new_tokens=limit))
-    return prompt, ADAPTER[request.kind]
-
-
-def loop(engine, **options):
-    given = {"stop": NONE, "never": engine._tokens.media, "rows": 4, "cache_tokens": 100_000}
-    return Loop(engine._loaded, **given | options)
-
-
-def run(it, tickets=(), steps=2000):
-    """Step until nothing is to do. Never in vain: that would be a hang."""
-    ended = list(tickets)
-    for _ in range(steps):
-        if not it.busy:
-            return ended
-        ended += it.step(lambda: None)
-    raise AssertionError("the loop goes on and on")
-
-
-def all_seats_are_free(it):
-    return all(
-        not lane.running and (lane._seats is None or lane._seats.free == lane._seats.count)
-        for lane in it._lanes.values()
-    )
-
-
-def alone(engine, prompt, adapter, **options):
-    it = loop(engine, rows=1, **options)
-    ticket = it.submit(prompt, adapter)
-    run(it)
-    assert ticket.error is None
-    return ticket.answer
 
 
 @dataclass
@@ -129,24 +90,29 @@ visits = st.lists(
 
 @contextmanager
 def faults(model, broken, full_at=()):
-    """Some prompts cannot be embedded, and some steps run out of memory after all layers."""
-    embed, count = lanes.embed, iter(range(100_000))
-    norm = model.model.norm
-    forward = norm.forward
+    """Some prompts cannot be embedded, and some turns and steps run out of memory at the end."""
+    count = iter(range(100_000))
+    last = model.model.layers[-1].mlp
+    forward = last.forward
 
-    def embed_or_fail(model, prompts, beat):
-        if any(id(prompt) in broken for prompt in prompts):
-            raise DeviceError(f"cpu: {FULL}")
-        return embed(model, prompts, beat)
+    class Breaking(Embedding):
+        def __init__(self, model, prompts, most):
+            super().__init__(model, prompts, most)
+            self.breaks = any(id(prompt) in broken for prompt in prompts)
 
-    def norm_or_fail(hidden):
+        def turn(self):
+            super().turn()
+            if self.breaks and not self.turns:
+                raise DeviceError(f"cpu: {FULL}")
+
+    def fail_or_go_on(hidden):
         if next(count) in full_at:
             raise torch.OutOfMemoryError(FULL)
         return forward(hidden)
 
     with (
-        mock.patch.object(lanes, "embed", embed_or_fail),
-        mock.patch.object(norm, "forward", norm_or_fail),
+        mock.patch.object(lanes, "Embedding", Breaking),
+        mock.patch.object(last, "forward", fail_or_go_on),
     ):
         yield
 
@@ -161,7 +127,7 @@ def faults(model, broken, full_at=()):
     visits=visits,
     rows=st.integers(1, 5),
     cache_tokens=st.sampled_from([1, 300, 100_000]),
-    prompt_tokens=st.sampled_from([1, 150, 10_000]),
+    prompt_tokens=st.sampled_from([1, 60, 200, 10_000]),
     late=st.booleans(),
     static=st.booleans(),
     arena=st.none() | st.sampled_from([1025, 3000, 20_000]),
@@ -513,7 +479,9 @@ def test_a_stream_tells_who_cannot_be_answered_and_goes_on(engine, mixed):
     coming = [Asked(odd), Asked(mixed[1]), Asked(mixed[0])]
     told = {}
     tower = engine._loaded.models["vision"].model.embed_tokens_extend.image_embed
-    with mock.patch.object(tower, "forward", side_effect=torch.OutOfMemoryError(FULL)):
+    with mock.patch.object(
+        tower.img_projection_up, "forward", side_effect=torch.OutOfMemoryError(FULL)
+    ):
         engine.serve(
             lambda room: [coming.pop(0)] if coming else [],
             lambda one, ended: told.__setitem__(id(one.request), ended),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from enginekit import clip, long_clip, noise
 
+from phi4d.engine import embedding
 from phi4d.engine.phi4 import Phi4Engine
 from phi4d.engine.plan import Slot
 from phi4d.engine.requests import Asked
@@ -88,19 +89,18 @@ def test_a_request_that_has_no_room_in_the_arena_fails_alone(settled, engine, as
 
 def test_where_a_trial_is_too_large_a_smaller_one_is_made(engine, monkeypatch):
     it = Phi4Engine(engine._loaded, engine._tokens, name="small", device="cpu", max_crops=16)
-    tower = engine._loaded.models["vision"].model.embed_tokens_extend.image_embed
-    forward, tried = tower.img_processor.forward, []
+    pixels, tried = embedding.pixels, []
 
-    def only_few(pixels, *args, **kwargs):
-        tried.append(len(pixels))
-        if len(pixels) > 5:
+    def only_few(tiles, device):
+        tried.append(tiles.crops)
+        if tiles.crops > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(pixels, *args, **kwargs)
+        return pixels(tiles, device)
 
-    monkeypatch.setattr(tower.img_processor, "forward", only_few)
+    monkeypatch.setattr(embedding, "pixels", only_few)
     it.settle(Slot("cpu"), 1)
-    assert max(tried) > 5
-    assert tried[-1] <= 5
+    assert max(tried) > 4
+    assert tried[-1] <= 4
     assert it.rows == 1
 
 

@@ -307,7 +307,7 @@ def test_too_little_memory_is_a_device_error_and_no_more(engine, monkeypatch, pa
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    tower = model.model.embed_tokens_extend.image_embed
+    tower = model.model.embed_tokens_extend.image_embed.img_processor.embeddings
     with monkeypatch.context() as patch:
         patch.setattr(tower if part == "encode" else model.model.norm, "forward", full)
         with pytest.raises(DeviceError, match="cpu: out of memory while"):

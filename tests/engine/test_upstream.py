@@ -146,13 +146,13 @@ def test_f_avoided_the_prompt_is_the_processors_by_the_template(
     engine, processor, monkeypatch, media
 ):
     kind = Kind.IMAGE if media.ndim == 3 else Kind.AUDIO
-    prompts, embed = [], lane.embed
+    prompts, embedding = [], lane.Embedding
 
-    def spy(model, given, beat):
+    def spy(model, given, most):
         prompts.extend(given)
-        return embed(model, given, beat)
+        return embedding(model, given, most)
 
-    monkeypatch.setattr(lane, "embed", spy)
+    monkeypatch.setattr(lane, "Embedding", spy)
     engine.generate([Request(kind, DESCRIBE, media, max_new_tokens=1)])
     assert [prompt.ids for prompt in prompts] == [processor["ids"][kind]]
 
