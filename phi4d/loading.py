@@ -23,7 +23,7 @@ from phi4d.engine import Engine, checkpoint, devices, hub
 from phi4d.engine.placement import wants_gpus
 from phi4d.engine.plan import Slot, Wishes, plan
 from phi4d.engine.resident import Resident
-from phi4d.engine.threads import thread_count
+from phi4d.engine.threads import thread_count, wait_asleep
 from phi4d.errors import EnvironmentFault, Stopped
 from phi4d.notify import GettingOn, more_time, notify
 from phi4d.signals import STOP_SIGNALS
@@ -93,6 +93,7 @@ def make_in_turn(config: Config, *, endless: bool, rows: int | None) -> Generato
 def _checked(config: Config) -> tuple[checkpoint.Checkpoint, str]:
     """The configured model as it is on the disk, and what it is called."""
     folder, name = locate(config)
+    wait_asleep()
     # a model that is missing is told at once, not after the seconds that importing torch takes
     found = checkpoint.read(folder)
     from phi4d.engine import skeleton
