@@ -106,6 +106,16 @@ def load(checkpoint: Checkpoint, slot: Slot, progress: Progress | None = None) -
         )
 
 
+def _channels_last(towers: nn.Module) -> None:
+    """Have the towers' convolutions keep a place's channels together, which the CPU likes better.
+
+    A clip's tower took a fifth less, a picture's a fifteenth (docs/performance.md).
+    """
+    for module in towers.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def _in_silence(_done: int, _of: int) -> None:
     """Nobody asked for the progress."""
 
@@ -152,6 +162,8 @@ class _Filling:
             seated(each)
             if self._dtype is torch.float16:
                 widen(each)
+        if self._slot.device == "cpu":
+            _channels_last(model.model.embed_tokens_extend)
         if self._slot.offload_bytes:
             _offload(model, self._slot)
         trim()

@@ -372,3 +372,10 @@ def test_a_model_whose_answers_would_never_end_is_refused(folder):
     edit(folder / "config.json", eos_token_id=None)
     with pytest.raises(ConfigError, match="no eos_token_id"):
         loaded(folder)
+
+
+def test_on_the_cpu_convolutions_keep_a_places_channels_together():
+    towers = load(read(CHECKPOINT), Slot("cpu")).models["speech"].model.embed_tokens_extend
+    weights = [m.weight for m in towers.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert weights
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)

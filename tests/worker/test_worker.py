@@ -56,6 +56,21 @@ class TestWork:
         assert [len(call) for call in engine.calls] == [3, 3, 2]
         assert all(len({request.kind for request in call}) == 1 for call in engine.calls)
 
+    def test_a_recording_waits_for_no_import_of_pictures(
+        self, desk: Desk, make_picture: Callable[..., Path], make_recording: Callable[..., Path]
+    ) -> None:
+        # given many pictures, of which the first are being answered
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(50)))
+        engine = FakeEngine(gate=threading.Event())
+        desk.start(engine, batch_size=4)
+        assert engine.entered.wait(WAIT_SECONDS)
+        # when a recording comes
+        desk.add(make_recording(desk.inbox / "memo.wav"))
+        assert engine.gate
+        engine.gate.set()
+        # then it is among the next few
+        assert "memo.wav" in [job.name for job, _, _ in desk.wait_for(51)][:20]
+
     def test_the_engine_is_asked_as_was_configured_and_the_record_says_so(
         self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
