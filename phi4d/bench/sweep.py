@@ -15,6 +15,8 @@ from phi4d.job import Kind, Request
 WORTH = 0.03
 """a share of the speed that is not worth anything: figures differ by it from run to run"""
 
+SPEEDS = {Kind.AUDIO: "x real time", Kind.IMAGE: "pictures a second"}
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -69,7 +71,7 @@ def sweep(
         ended = f"{engine.rows} answers are written at a time at most"
     for size in sorted({min(size, engine.rows) for size in sizes}) or doubled(engine.rows):
         try:
-            rates = _rates(engine, requests, size, seconds, clock)
+            rates = _rates(engine, requests, size, seconds, _saying(say, engine, size), clock)
         except DeviceLost:
             raise
         except DeviceError as error:
@@ -78,7 +80,6 @@ def sweep(
             ended = str(error)
             break
         points.append(Point(size, rates))
-        say(f"{engine.device}: batch_size = {size}: {words(rates)}")
         if not sizes and _levels_off(points):
             ended = "more gained nothing"
             break
@@ -90,12 +91,15 @@ def _rates(
     requests: Mapping[Kind, Sequence[Request]],
     size: int,
     seconds: float,
+    say: Callable[[str], None],
     clock: Callable[[], float],
 ) -> dict[Kind, Rate]:
-    return {
-        kind: measure(engine, some, size, seconds=seconds, clock=clock)
-        for kind, some in requests.items()
-    }
+    """Measure each kind; what it is is told at once: on a slow device one takes minutes."""
+    rates = {}
+    for kind, some in requests.items():
+        rates[kind] = measure(engine, some, size, seconds=seconds, clock=clock)
+        say(f"{rates[kind].speed:.2f} {SPEEDS[kind]}")
+    return rates
 
 
 def doubled(most: int) -> list[int]:
@@ -155,9 +159,8 @@ def sweep_threads(
     points: list[Point] = []
     for count in sorted(set(threads)) or halved(len(os.sched_getaffinity(0))):
         set_threads(count)
-        rates = _rates(engine, requests, size, seconds, clock)
-        points.append(Point(count, rates))
-        say(f"{engine.device}: threads = {count}: {words(rates)}")
+        telling = _saying(say, engine, size, count)
+        points.append(Point(count, _rates(engine, requests, size, seconds, telling, clock)))
         if not threads and _is_slower(points):
             break
     return sorted(points, key=lambda point: point.value)
@@ -205,7 +208,9 @@ def _least(measured: Sequence[Sequence[Point]]) -> int:
     return next(value for value, share in shares.items() if share >= (1 - WORTH) * most)
 
 
-def words(rates: Mapping[Kind, Rate]) -> str:
-    """The speeds in a few words."""
-    said = {Kind.AUDIO: "x real time", Kind.IMAGE: "pictures a second"}
-    return ", ".join(f"{rate.speed:.2f} {said[kind]}" for kind, rate in rates.items())
+def _saying(
+    say: Callable[[str], None], engine: Engine, size: int, threads: int | None = None
+) -> Callable[[str], None]:
+    """Says what is measured before how fast it is."""
+    numbers = f"batch_size = {size}" + ("" if threads is None else f", threads = {threads}")
+    return lambda speed: say(f"{engine.device}, {numbers}: {speed}")

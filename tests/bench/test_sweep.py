@@ -36,10 +36,11 @@ def test_while_more_is_faster_more_is_tried(clock: Clock):
 
     assert [point.value for point in found.points] == [1, 2, 4, 8, 12]
     assert found.ended == ""
-    assert [words.partition(": ")[2].partition(":")[0] for words in said] == [
-        f"batch_size = {size}" for size in (1, 2, 4, 8, 12)
+    assert said[:2] == [
+        "cpu, batch_size = 1: 4.00 x real time",
+        "cpu, batch_size = 1: 2.00 pictures a second",
     ]
-    assert all("x real time" in words and "pictures a second" in words for words in said)
+    assert len(said) == 10
 
 
 def test_where_more_gains_nothing_twice_it_ends(clock: Clock):

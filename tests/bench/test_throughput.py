@@ -54,7 +54,7 @@ def test_files_are_answered_by_the_toy_and_the_figures_printed(tmp_path: Path):
     assert done.stdout.startswith(f"cpu  {demo.NAME}, float32, ")
     assert done.stdout.splitlines()[-2] in ("batch_size = 1", "batch_size = 2")
     assert done.stdout.splitlines()[-1] == "threads = 1"
-    assert "batch_size = 2: " in done.stderr
+    assert "phi4d: cpu, batch_size = 2: " in done.stderr
     assert plot.read_text().startswith("<svg")
 
 
