@@ -6,8 +6,10 @@
 Decodes the same files one after the other: with the codecs in this process, through a warm
 `DecodePool` of one process, and through a warm `pebble.ProcessPool` of one worker with the same
 memory limit and a timeout. The ways take turns, and the fastest round of each counts, because other
-work on the machine only adds. Then what SHA-256 adds, and what is left of a process that hangs in a
-codec when its parent is killed.
+work on the machine only adds. Then what it costs to have media ready for the model: made ready by
+whoever takes the pieces, or by the process that decodes them; for the whole way, and, of each piece,
+what the taking thread computes. Then what SHA-256 adds, and what is left of a process that hangs in
+a codec when its parent is killed.
 
 Prints milliseconds a file; the last line is JSON. Without pebble its column stays empty.
 """
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 from phi4d.demo import SAMPLES  # noqa: E402
 from phi4d.job import Kind, Piece  # noqa: E402
 from phi4d.media.pool import DecodePool  # noqa: E402
+from phi4d.prepared.preparation import Preparation  # noqa: E402
 
 try:
     import pebble  # type: ignore[import-not-found]
@@ -56,11 +60,12 @@ def main() -> int:
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="phi4d-decode-") as folder:
         rows = compare(files(Path(folder)), rounds)
+        ready = preparing(files(Path(folder)), rounds)
         digests = hashing(Path(folder), rounds)
     left = {name: orphans(name) for name in ("phi4d", *(["pebble"] if pebble else []))}
     for name, count in left.items():
         print(f"{name}: of a hanging process, {count} left 3 s after its parent was killed")
-    print(json.dumps({"rows": rows, "hashing": digests, "left": left}))
+    print(json.dumps({"rows": rows, "preparing": ready, "hashing": digests, "left": left}))
     return 0
 
 
@@ -93,7 +98,8 @@ def in_place(path: bytes, kind: str) -> list[tuple[Any, float, float]]:
 
     with open(path, "rb") as file:
         if kind == Kind.IMAGE:
-            return [(images.decode(file)[0], 0.0, 0.0)]
+            picture, _ = images.picture(file)
+            return [(images.samples(picture), 0.0, 0.0)]
         recording = audio.Recording(file)
         found = speech.pieces(recording.blocks(), model(speech).judge())
         return [(piece.media, piece.start, piece.end) for piece in found]
@@ -159,6 +165,38 @@ def compare(found: dict[str, tuple[Path, Kind]], rounds: int) -> list[dict[str, 
     if theirs:
         theirs.stop()
         theirs.join()
+    return rows
+
+
+def preparing(found: dict[str, tuple[Path, Kind]], rounds: int) -> list[dict[str, Any]]:
+    """The table of milliseconds until media are ready, and of the taking thread's part in it."""
+    prepare = Preparation()
+    rows = []
+    print(f"{'ready, ms':14} {'here':>9} {'there':>9}  of the taking thread, a piece: here, there")
+    with DecodePool(1, memory_bytes=MEMORY_BYTES, timeout_s=TIMEOUT_S) as pool:
+        for name, (path, kind) in found.items():
+            spent: dict[str, list[float]] = {"here": [], "there": []}
+
+            def take(where: str, source: bytes, kind: Kind, spent: dict[str, list[float]]) -> int:
+                begun, pieces = time.thread_time(), 0
+                there = prepare if where == "there" else None
+                for piece in pool.decode(source, kind, prepare=there):
+                    pieces += 1
+                    if not there:
+                        make = prepare.picture if kind is Kind.IMAGE else prepare.sound
+                        make(piece.media)
+                spent[where].append((time.thread_time() - begun) * 1000 / pieces)
+                return pieces
+
+            ways = {where: partial(take, where, os.fsencode(path), kind, spent) for where in spent}
+            ms = alternate(ways, rounds)
+            thread = {where: round(min(times), 2) for where, times in spent.items()}
+            rows.append({"file": name, "ready": ms, "thread": thread})
+            print(
+                f"{name:14} {ms['here']:9.1f} {ms['there']:9.1f}  "
+                f"{thread['here']:.1f}, {thread['there']:.1f}",
+                flush=True,
+            )
     return rows
 
 
