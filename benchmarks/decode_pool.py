@@ -6,10 +6,10 @@
 Decodes the same files one after the other: with the codecs in this process, through a warm
 `DecodePool` of one process, and through a warm `pebble.ProcessPool` of one worker with the same
 memory limit and a timeout. The ways take turns, and the fastest round of each counts, because other
-work on the machine only adds. Then what it costs to have media ready for the model: made ready by
-whoever takes the pieces, or by the process that decodes them; for the whole way, and, of each piece,
-what the taking thread computes. Then what SHA-256 adds, and what is left of a process that hangs in
-a codec when its parent is killed.
+work on the machine only adds. Then what it costs to have media ready for the model, by whoever
+takes the pieces, or by the process that decodes them: the whole way, and, for each piece, what the
+taking thread computes. Then what SHA-256 adds, and what is left of a process that hangs in a codec
+when its parent is killed.
 
 Prints milliseconds a file; the last line is JSON. Without pebble its column stays empty.
 """

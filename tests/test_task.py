@@ -9,6 +9,7 @@ import pytest
 
 from phi4d import log as logs
 from phi4d.job import Completion, Fingerprint, FinishReason, Job, Kind, Piece, Sampling, Segment
+from phi4d.prepared.preparation import Preparation
 from phi4d.task import Rule, Task
 
 
@@ -75,6 +76,26 @@ def test_fewer_crops_are_told_if_the_picture_has_more() -> None:
     assert found.result("m", "cpu", 100.0).reduced == ""
     assert found.request(wide, 7, 4).max_crops == 4
     assert found.result("m", "cpu", 100.0).reduced == "at most 4 crops: device memory"
+
+
+def test_prepared_media_are_limited_as_those_that_were_not() -> None:
+    # given a picture of nine crops, prepared
+    picture = Piece(Preparation().picture(np.zeros((1300, 1300, 3), np.uint8)))
+    found = task(Kind.IMAGE)
+    # then a limit counts that is below them
+    assert found.request(picture, 7, 9).media is picture.media
+    assert found.reduced == ""
+    assert found.request(picture, 7, 4).max_crops == 4
+    assert found.reduced == "at most 4 crops: device memory"
+    # and given 20 s of sound, prepared
+    sound = Piece(Preparation().sound(np.zeros(320_000, np.float32)), 100.0, 120.0)
+    found = task(Kind.AUDIO)
+    found.outstanding = 1
+    # then a limit cuts it, and each part wants its answer
+    cut = found.shorter(sound, 15)
+    assert (cut[0].start, cut[-1].end, found.outstanding) == (100.0, 120.0, len(cut))
+    assert found.reduced == "at most 15 s at a time: device memory"
+    assert all(found.request(part, 7).seconds < 15 for part in cut)
 
 
 def test_shorter_parts_are_told_and_each_wants_its_answer() -> None:
