@@ -7,7 +7,6 @@ again, and a slot that tries would pay for it with a failed call each time.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -21,10 +20,8 @@ eight seconds hold a sentence"""
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What one call of the engine may hold, for one kind of file."""
+    """What one request may be, for one kind of file."""
 
-    requests: int
-    """at most"""
     size: int | None = None
     """crops of a picture, or seconds of a recording at a time, at most; None: as it comes"""
     alone: bool = False
@@ -35,68 +32,44 @@ class Ladder:
     """Where one slot stands.
 
     Args:
-        requests: in one call at most, to begin with.
         shared: whether other slots use the same device.
     """
 
-    def __init__(self, requests: int, *, shared: bool) -> None:
-        self._requests = requests
+    def __init__(self, *, shared: bool) -> None:
         self._shared = shared
-        # what memory has taught; of requests nothing, until a call did not fit
-        self._rungs = {kind: Rung(sys.maxsize) for kind in Kind}
-
-    def widen(self, requests: int) -> None:
-        """Let calls hold so many requests at most, or fewer where more did not fit before.
-
-        Any thread may call.
-        """
-        self._requests = requests
+        self._rungs = {kind: Rung() for kind in Kind}
 
     def rung(self, kind: Kind) -> Rung:
-        """What a call may hold."""
-        known = self._rungs[kind]
-        return replace(known, requests=min(known.requests, self._requests))
+        """What a request may be."""
+        return self._rungs[kind]
 
-    def capacity(self) -> dict[Kind, int]:
-        """The most requests in a call, for each kind."""
-        return {kind: self.rung(kind).requests for kind in Kind}
-
-    def down(self, kind: Kind, requests: int, size: float) -> Rung | None:
-        """Go down after a call that did not fit, to the first rung that asks less than it did.
+    def down(self, kind: Kind, size: float) -> Rung | None:
+        """Go down after a request that did not fit, to the first rung that asks less than it did.
 
         Args:
-            kind: of the call.
-            requests: that it held.
-            size: of its largest: crops of a picture, or seconds of a recording.
+            kind: of the request.
+            size: crops of the picture, or seconds of the recording.
 
         Returns:
             Where the slot stands now; None if nothing below asks less.
         """
-        known, now = self._rungs[kind], self.rung(kind)
+        now = self._rungs[kind]
         smaller = [limit for limit in SIZES[kind] if limit < size]
-        if requests > 1:
-            fewer = now.requests
-            while fewer >= requests:
-                fewer //= 2
-            below = replace(known, requests=fewer)
-        elif smaller:
-            below = replace(known, size=smaller[0])
+        if smaller:
+            below = replace(now, size=smaller[0])
         elif self._shared and not now.alone:
-            below = replace(known, requests=1, alone=True)
+            below = replace(now, alone=True)
         else:
             return None
         self._rungs[kind] = below
-        return self.rung(kind)
+        return below
 
 
 def words(kind: Kind, rung: Rung) -> str:
-    """A rung for people: ``pictures: at most 1 a call, at most 12 crops each``."""
-    pictures = kind is Kind.IMAGE
-    return (
-        f"{'pictures' if pictures else 'recordings'}: at most {rung.requests} a call"
-        + (f", {reduction(kind, rung.size)}" if rung.size else "")
-        + (", alone on the device" if rung.alone else "")
-    )
+    """A rung for people: ``pictures: at most 12 crops, alone on the device``."""
+    limits = [reduction(kind, rung.size)] if rung.size else []
+    limits += ["alone on the device"] if rung.alone else []
+    return f"{'pictures' if kind is Kind.IMAGE else 'recordings'}: {', '.join(limits)}"
 
 
 def reduction(kind: Kind, size: int) -> str:

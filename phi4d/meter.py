@@ -18,7 +18,7 @@ from itertools import accumulate
 from operator import add
 from typing import Generic, TypeVar
 
-from phi4d.job import Completion, Kind, Request, State
+from phi4d.job import Completion, Kind, State
 
 MINUTE_SECONDS = 60.0
 """what the rates are taken over"""
@@ -38,7 +38,7 @@ class Phase(StrEnum):
     DECODE = "decode"
     """what the worker waited for the pieces of a file"""
     ANSWER = "answer"
-    """one call of the engine"""
+    """from when the engine was given a request to its answer"""
     WRITE = "write"
     """until the sidecars of a file are durable"""
 
@@ -51,7 +51,7 @@ BUCKETS_SECONDS: Mapping[Phase, Sequence[float]] = {
 }
 """upper bounds by which the durations of each phase are counted"""
 BUCKETS_BATCH = (1, 2, 4, 8, 16, 32, 64, 128)
-"""upper bounds by which the requests of a call are counted"""
+"""upper bounds by which requests that are answered beside each other are counted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +66,28 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
-    """What an engine answered."""
+class Work:
+    """What an engine did."""
 
-    calls: int = 0
     requests: int = 0
+    """that it answered"""
     prompt_tokens: int = 0
     new_tokens: int = 0
     speech_seconds: float = 0.0
     """length of the stretches of recordings that it was asked about"""
     seconds: float = 0.0
-    """how long the calls took"""
+    """how long it was at it; kinds that are answered beside each other share the time"""
+    row_seconds: float = 0.0
+    """the same, once for each request that was answered beside the others"""
 
-    def __add__(self, other: Calls) -> Calls:
-        return Calls(
-            self.calls + other.calls,
+    def __add__(self, other: Work) -> Work:
+        return Work(
             self.requests + other.requests,
             self.prompt_tokens + other.prompt_tokens,
             self.new_tokens + other.new_tokens,
             self.speech_seconds + other.speech_seconds,
             self.seconds + other.seconds,
+            self.row_seconds + other.row_seconds,
         )
 
 
@@ -116,14 +118,16 @@ class Numbers:
     """tries of hooks by inbox, and whether they failed"""
     audio_seconds: Mapping[str, float]
     """length of the recordings that were transcribed, by inbox"""
-    calls: Mapping[tuple[str, Kind], Calls]
-    """what the engines answered, by device and kind"""
+    work: Mapping[tuple[str, Kind], Work]
+    """what the engines did, by device and kind"""
+    starved: Mapping[str, float]
+    """seconds in which a device's engine had nothing to answer though files were at hand"""
     too_large: Mapping[tuple[str, Kind], int]
-    """calls that did not fit the device's memory, by device and kind"""
+    """requests that did not fit the device's memory, by device and kind"""
     phases: Mapping[tuple[Phase, Kind], Spread]
     """seconds by phase and kind"""
     batches: Mapping[tuple[str, Kind], Spread]
-    """requests in a call, by device and kind"""
+    """requests that were answered beside each other, by device and kind"""
     restarts: Mapping[str, int]
     """decode processes that were replaced, by the reason: see `Meter.restarted`"""
     comparisons: Mapping[str, tuple[int, float]]
@@ -139,14 +143,13 @@ class DeviceRates:
     """How a device did in the last minute. All its slots together."""
 
     batch: float = 0.0
-    """requests in a call, on the average; 0: no call ended"""
+    """requests that were answered beside each other, on the average; 0: there were none"""
     tokens_per_second: float = 0.0
     """tokens generated in a second of answering"""
     times_real_time: float = 0.0
     """seconds of speech transcribed in a second of answering; 0: there was none"""
     busy: float = 0.0
-    """seconds of answering in a second, each call counted when it ends; slots that share the device
-    add up"""
+    """seconds of answering in a second; slots that share the device add up"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +265,8 @@ class Meter:
         self._pauses: Counter[str] = Counter()
         self._hooks: Counter[tuple[str, bool]] = Counter()
         self._audio_seconds: dict[str, float] = {}
-        self._calls: dict[tuple[str, Kind], Calls] = {}
+        self._work: dict[tuple[str, Kind], Work] = {}
+        self._starved: dict[str, float] = {}
         self._too_large: Counter[tuple[str, Kind]] = Counter()
         self._phases: dict[tuple[Phase, Kind], _Histogram] = {}
         self._batches: dict[tuple[str, Kind], _Histogram] = {}
@@ -272,7 +276,7 @@ class Meter:
         self._memory: dict[str, Memory] = {}
         self._paces: dict[Kind, _Pace] = {}
         self._recent_files: _Window[str, int] = _Window(MINUTE_SECONDS, 60, add)
-        self._recent_calls: _Window[str, Calls] = _Window(MINUTE_SECONDS, 60, add)
+        self._recent_work: _Window[str, Work] = _Window(MINUTE_SECONDS, 60, add)
         self._recent_paces: _Window[Kind, _Pace] = _Window(HOUR_SECONDS, 60, add)
 
     # ---- for those to whom it happens
@@ -322,41 +326,56 @@ class Meter:
             self._hooks[inbox, failed] += 1
 
     def spent(self, phase: Phase, kind: Kind, seconds: float) -> None:
-        """A job, or in the phase `ANSWER` a call for one or more of them, spent time."""
+        """A job, or in the phase `ANSWER` a request for it, spent time."""
         with self._lock:
             self._spent(phase, kind, seconds)
 
     def answered(
         self,
         device: str,
-        requests: Sequence[Request],
-        completions: Sequence[Completion],
+        kind: Kind,
+        completion: Completion,
+        *,
         seconds: float,
+        speech_seconds: float,
+        beside: int,
     ) -> None:
-        """An engine answered requests of one kind."""
-        kind = requests[0].kind
-        call = Calls(
-            1,
-            len(requests),
-            sum(c.prompt_tokens for c in completions),
-            sum(c.new_tokens for c in completions),
-            sum(request.seconds for request in requests),
-            seconds,
-        )
-        now = self.clock()
+        """An engine answered a request.
+
+        Args:
+            device: the engine's.
+            kind: the request's.
+            completion: its answer.
+            seconds: since the engine was given it.
+            speech_seconds: length of the stretch of a recording that it was about.
+            beside: how many requests the engine had, this one included, when it was answered.
+        """
+        work = Work(1, completion.prompt_tokens, completion.new_tokens, speech_seconds)
         with self._lock:
-            self._calls[device, kind] = self._calls.get((device, kind), Calls()) + call
-            self._recent_calls.add(now, device, call)
+            self._did(device, kind, work)
             self._spent(Phase.ANSWER, kind, seconds)
-            _histogram(self._batches, (device, kind), BUCKETS_BATCH).observe(len(requests))
+            _histogram(self._batches, (device, kind), BUCKETS_BATCH).observe(beside)
+
+    def ran(self, device: str, rows: Mapping[Kind, int], seconds: float) -> None:
+        """An engine was at work for so long on so many requests of each kind, one at least."""
+        total = sum(rows.values())
+        with self._lock:
+            for kind, n in rows.items():
+                work = Work(seconds=seconds * n / total, row_seconds=seconds * n)
+                self._did(device, kind, work)
+
+    def starved(self, device: str, seconds: float) -> None:
+        """An engine had nothing to answer for so long, though files were at hand."""
+        with self._lock:
+            self._starved[device] = self._starved.get(device, 0.0) + seconds
 
     def too_large(self, device: str, kind: Kind) -> None:
-        """A call did not fit a device's memory."""
+        """A request did not fit a device's memory."""
         with self._lock:
             self._too_large[device, kind] += 1
 
     def worked(self, kind: Kind, seconds: float) -> None:
-        """A slot was at jobs of a kind for so long, from taking them to the end of the last."""
+        """A slot was at jobs of a kind for so long; kinds that it has at once share the time."""
         now = self.clock()
         with self._lock:
             self._pace(now, kind, _Pace(seconds=seconds))
@@ -388,6 +407,10 @@ class Meter:
         with self._lock:
             self._memory[device] = memory
 
+    def _did(self, device: str, kind: Kind, work: Work) -> None:
+        self._work[device, kind] = self._work.get((device, kind), Work()) + work
+        self._recent_work.add(self.clock(), device, work)
+
     def _spent(self, phase: Phase, kind: Kind, seconds: float) -> None:
         # a wall clock that was set back is no time spent
         _histogram(self._phases, (phase, kind), BUCKETS_SECONDS[phase]).observe(max(0.0, seconds))
@@ -408,7 +431,7 @@ class Meter:
             now = self.clock()
         with self._lock:
             files = self._recent_files.sums(now)
-            calls = self._recent_calls.sums(now)
+            work = self._recent_work.sums(now)
             paces = self._paces | {
                 kind: pace
                 for kind, pace in self._recent_paces.sums(now).items()
@@ -417,7 +440,7 @@ class Meter:
         span = min(max(now - self.began, 1.0), MINUTE_SECONDS)
         return Rates(
             {inbox: n * 60 / span for inbox, n in files.items()},
-            {device: _device_rates(sums, span) for device, sums in calls.items()},
+            {device: _device_rates(sums, span) for device, sums in work.items()},
             {
                 kind: pace.seconds / pace.files
                 for kind, pace in paces.items()
@@ -440,7 +463,8 @@ class Meter:
                 pauses=dict(self._pauses),
                 hooks=dict(self._hooks),
                 audio_seconds=dict(self._audio_seconds),
-                calls=dict(self._calls),
+                work=dict(self._work),
+                starved=dict(self._starved),
                 too_large=dict(self._too_large),
                 phases={key: found.spread() for key, found in self._phases.items()},
                 batches={key: found.spread() for key, found in self._batches.items()},
@@ -457,10 +481,10 @@ def _histogram(found: dict[K, _Histogram], key: K, bounds: Sequence[float]) -> _
     return found[key]
 
 
-def _device_rates(sums: Calls, span: float) -> DeviceRates:
+def _device_rates(sums: Work, span: float) -> DeviceRates:
     seconds = max(sums.seconds, 1e-9)  # a fake engine may take no time at all
     return DeviceRates(
-        batch=sums.requests / sums.calls,
+        batch=sums.row_seconds / seconds,
         tokens_per_second=sums.new_tokens / seconds,
         times_real_time=sums.speech_seconds / seconds,
         busy=sums.seconds / span,

@@ -58,26 +58,7 @@ class Turns:
             waiting: queued jobs, of each queue its head in order; so many that `count` can be had.
             count: how many at most.
         """
-        return self._more([], waiting, count)
-
-    def batch(self, waiting: Sequence[Job], capacity: Mapping[Kind, int]) -> list[Job]:
-        """Choose what is taken next, as `pick`, but of one kind, for a call that mixes none.
-
-        Of a batch, the first counts for the order of priorities.
-
-        Args:
-            waiting: as for `pick`.
-            capacity: how many jobs of each kind at most.
-        """
-        chosen = self.pick(waiting, 1)
-        if chosen:
-            first, passed_over = chosen[0], self._passed_over
-            same = [job for job in waiting if job.kind is first.kind and job is not first]
-            self._more(chosen, same, capacity[first.kind])
-            self._passed_over = passed_over
-        return chosen
-
-    def _more(self, chosen: list[Job], waiting: Sequence[Job], count: int) -> list[Job]:
+        chosen: list[Job] = []
         queues: dict[Queue, deque[Job]] = {}
         for job in waiting:
             queues.setdefault((job.inbox, job.kind), deque()).append(job)

@@ -17,7 +17,7 @@ BEAT_SECONDS = 0.5
 
 
 class Gate:
-    """The way to one device: many calls at a time, or one alone. First come, first served.
+    """The way to one device: many streams at a time, or one alone. First come, first served.
 
     Args:
         device: its name, for the message.
@@ -64,6 +64,11 @@ class Gate:
                 self._alone = False
                 self._changed.notify_all()
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits; who is inside for long should leave, and queue up again."""
+        return bool(self._queue)
+
     def shut(self) -> None:
         """Let nobody in any more: the device is lost."""
         self._lost = True
@@ -80,7 +85,18 @@ class Slots:
         self._devices = tuple(devices)
         self._gates = {device: Gate(device) for device in devices}
         self._refused: dict[int, set[str]] = {}
+        self._idle: set[int] = set()
         self._lock = threading.Lock()
+
+    def rests(self, slot: object, *, idle: bool) -> None:
+        """Tell whether a slot, which any object stands for, has nothing to do and could."""
+        with self._lock:
+            (self._idle.add if idle else self._idle.discard)(id(slot))
+
+    def resting(self, slot: object) -> int:
+        """How many others have nothing to do: so many files are left for them."""
+        with self._lock:
+            return len(self._idle - {id(slot)})
 
     def gate(self, device: str) -> Gate:
         """The way to a device, the same for all its slots."""

@@ -95,7 +95,7 @@ class RuleBook(Mapping[str, Rule]):
         return len(self._now)
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Task:
     """One attempt at a job."""
 
@@ -108,6 +108,8 @@ class Task:
     sampling: Sampling = GREEDY
     facts: dict[str, float] = field(default_factory=dict)
     """what decoding found out about the source"""
+    begun: bool = False
+    """a piece of it has been given out"""
     decoded: bool = False
     """all its pieces have been given out"""
     ended: bool = False
@@ -167,9 +169,10 @@ class Task:
 
     def result(self, model: str, device: str, now: float) -> Result:
         """All answers together; of a recording in which nobody speaks, an empty one."""
-        completions = [completion for _, _, completion in self._answers]
+        answers = sorted(self._answers, key=lambda answer: answer[0])  # they end in any order
+        completions = [completion for _, _, completion in answers]
         cut = any(c.finish_reason is FinishReason.LENGTH for c in completions)
-        spoken = self._answers if self.job.kind is Kind.AUDIO else []
+        spoken = answers if self.job.kind is Kind.AUDIO else []
         return Result(
             kind=self.job.kind,
             text=" ".join(c.text for c in completions if c.text),

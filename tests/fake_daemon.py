@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # ruff: noqa: E402 -- signals are blocked before numpy starts threads
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -20,19 +20,26 @@ from phi4d import config, daemon, log
 from phi4d.config import Config
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine, describe
+from phi4d.engine.requests import Asked, Ended, Source
 from phi4d.errors import DeviceLost
-from phi4d.job import Completion, Request
+from phi4d.job import Request
 
 
 class Forgetful(FakeEngine):
     """Nobody can ask another process for its engine's calls, and they hold all media."""
 
-    def generate(
-        self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
-    ) -> list[Completion]:
-        answers = super().generate(requests, on_step=on_step)
-        self.calls.clear()
-        return answers
+    def serve(
+        self,
+        source: Source,
+        on_result: Callable[[Asked, Ended], None],
+        *,
+        on_step: Callable[[], None] | None = None,
+    ) -> None:
+        def told(asked: Asked, ended: Ended) -> None:
+            self.calls.clear()
+            on_result(asked, ended)
+
+        super().serve(source, told, on_step=on_step)
 
 
 def answer(request: Request) -> str:

@@ -561,8 +561,9 @@ class TestSignals:
                 process.stderr.read()
                 ends.append(process.wait(WAIT_SECONDS))
             assert "running" not in counts(tmp_path / "state")
-        # then once in a batch, and three times alone, were enough
-        assert ends == [errors.EXIT_DEVICE] * 4 + [errors.EXIT_OK]
+        # then once beside others, if it was, and three times alone, were enough
+        # (the last time nothing may be left to do when the device is lost)
+        assert ends in [[errors.EXIT_DEVICE] * n + [errors.EXIT_OK] for n in (2, 3, 4)]
         assert counts(tmp_path / "state") == {"done": 3, "failed": 1}
         reader = Reader(tmp_path / "state" / "jobs.sqlite3")
         (failure,) = reader.failures(9)
@@ -632,6 +633,7 @@ class TestServiceManager:
         while "WATCHDOG=1" not in told:  # it works again
             (worker,) = opened.daemon._workers
             worker.beat()
+            worker._answering._beat()
             opened.daemon._config = opened.daemon._config.model_copy(update={"hang_seconds": 99.0})
             opened.daemon.tick()
 
@@ -663,6 +665,7 @@ class TestServiceManager:
                 opened.daemon.tick()
             told.clear()
             worker.beat()
+            worker._answering._beat()
             # when
             assert opened.daemon.tick() is None
             # then

@@ -5,20 +5,19 @@ from __future__ import annotations
 import random
 import threading
 
-import numpy as np
 import pytest
 from kit import Clock
 
-from phi4d.job import Completion, Kind, Request, State
+from phi4d.job import Completion, Kind, State
 from phi4d.meter import (
     BUCKETS_BATCH,
     BUCKETS_SECONDS,
     HOUR_SECONDS,
     MINUTE_SECONDS,
-    Calls,
     DeviceRates,
     Meter,
     Phase,
+    Work,
 )
 
 
@@ -28,16 +27,29 @@ def meter(clock: Clock) -> Meter:
 
 
 def call(meter: Meter, device: str = "cpu", *, requests: int = 2, seconds: float = 1.0) -> None:
-    """A call about pictures, of ten tokens each."""
-    picture = Request(Kind.IMAGE, "Describe.", np.zeros((2, 2, 3), np.uint8))
-    meter.answered(device, [picture] * requests, [Completion("x", 5, 10)] * requests, seconds)
+    """Pictures that are answered beside each other, with ten tokens each."""
+    meter.ran(device, {Kind.IMAGE: requests}, seconds)
+    for beside in range(requests, 0, -1):
+        meter.answered(
+            device, Kind.IMAGE, Completion("x", 5, 10), seconds=seconds, speech_seconds=0.0,
+            beside=beside,
+        )  # fmt: skip
+
+
+def speak(meter: Meter, device: str, speech_seconds: float, tokens: int, seconds: float) -> None:
+    """A stretch of speech that is answered alone."""
+    meter.ran(device, {Kind.AUDIO: 1}, seconds)
+    meter.answered(
+        device, Kind.AUDIO, Completion("x", 7, tokens), seconds=seconds,
+        speech_seconds=speech_seconds, beside=1,
+    )  # fmt: skip
 
 
 class TestNumbers:
     def test_a_fresh_one_has_counted_nothing(self, meter: Meter) -> None:
         numbers = meter.numbers()
         assert not any(
-            (numbers.ended, numbers.faults, numbers.calls, numbers.phases, numbers.overflows)
+            (numbers.ended, numbers.faults, numbers.work, numbers.phases, numbers.overflows)
         )
         assert (meter.rates().files_per_minute, meter.rates().devices) == ({}, {})
 
@@ -77,23 +89,34 @@ class TestNumbers:
         assert (numbers.comparisons, numbers.overflows) == ({"a": (2, 1.5)}, 1)
         assert numbers.too_large == {("cuda:0", Kind.AUDIO): 1}
 
-    def test_calls_add_up_and_their_size_and_length_are_spread(self, meter: Meter) -> None:
+    def test_work_adds_up_and_its_size_and_length_are_spread(self, meter: Meter) -> None:
         call(meter, requests=3, seconds=0.5)
         call(meter, requests=1, seconds=2.0)
-        speech = Request(Kind.AUDIO, "Transcribe.", np.zeros(16_000 * 3 // 2, np.float32))
-        meter.answered("cpu", [speech], [Completion("x", 7, 4)], 0.25)
+        speak(meter, "cpu", 1.5, 4, 0.25)
 
         numbers = meter.numbers()
-        assert numbers.calls == {
-            ("cpu", Kind.IMAGE): Calls(2, 4, 20, 40, 0.0, 2.5),
-            ("cpu", Kind.AUDIO): Calls(1, 1, 7, 4, 1.5, 0.25),
+        assert numbers.work == {
+            ("cpu", Kind.IMAGE): Work(4, 20, 40, 0.0, 2.5, 3.5),
+            ("cpu", Kind.AUDIO): Work(1, 7, 4, 1.5, 0.25, 0.25),
         }
         batches = numbers.batches["cpu", Kind.IMAGE]
         assert dict(zip(batches.bounds, batches.counts, strict=False)) == {
-            1: 1, 2: 1, 4: 2, 8: 2, 16: 2, 32: 2, 64: 2, 128: 2,
+            1: 2, 2: 3, 4: 4, 8: 4, 16: 4, 32: 4, 64: 4, 128: 4,
         }  # fmt: skip
-        assert (batches.counts[-1], batches.sum) == (2, 4)
-        assert numbers.phases[Phase.ANSWER, Kind.IMAGE].sum == 2.5
+        assert (batches.counts[-1], batches.sum) == (4, 7)
+        assert numbers.phases[Phase.ANSWER, Kind.IMAGE].sum == 3.5
+
+    def test_kinds_that_are_answered_beside_each_other_share_the_time(self, meter: Meter) -> None:
+        meter.ran("cpu", {Kind.IMAGE: 3, Kind.AUDIO: 1}, 2.0)
+        work = meter.numbers().work
+        assert work["cpu", Kind.IMAGE] == Work(seconds=1.5, row_seconds=6.0)
+        assert work["cpu", Kind.AUDIO] == Work(seconds=0.5, row_seconds=2.0)
+        assert meter.rates().devices["cpu"].batch == 4
+
+    def test_time_in_which_an_engine_had_nothing_to_answer(self, meter: Meter) -> None:
+        meter.starved("cpu", 0.5)
+        meter.starved("cpu", 0.25)
+        assert meter.numbers().starved == {"cpu": 0.75}
 
     def test_a_duration_at_a_bound_counts_below_it_and_the_longest_above_all(
         self, meter: Meter
@@ -115,8 +138,8 @@ class TestNumbers:
         call(meter)
         before = meter.numbers()
         call(meter)
-        assert before.calls["cpu", Kind.IMAGE].calls == 1
-        assert before.batches["cpu", Kind.IMAGE].counts[-1] == 1
+        assert before.work["cpu", Kind.IMAGE].requests == 2
+        assert before.batches["cpu", Kind.IMAGE].counts[-1] == 2
 
 
 class TestRates:
@@ -143,8 +166,7 @@ class TestRates:
         clock.advance(100)
         call(meter, "cuda:0", requests=4, seconds=3.0)
         call(meter, "cuda:0", requests=2, seconds=3.0)
-        speech = Request(Kind.AUDIO, "Transcribe.", np.zeros(16_000 * 30, np.float32))
-        meter.answered("cuda:1", [speech], [Completion("x", 7, 20)], 0.5)
+        speak(meter, "cuda:1", 30.0, 20, 0.5)
 
         assert meter.rates().devices == {
             "cuda:0": DeviceRates(batch=3.0, tokens_per_second=10.0, busy=0.1),
@@ -185,7 +207,7 @@ class TestRates:
             meter.ended("a", Kind.IMAGE, State.DONE)
             meter.worked(Kind.IMAGE, 1.0)
             call(meter)
-        for window in (meter._recent_files, meter._recent_calls, meter._recent_paces):
+        for window in (meter._recent_files, meter._recent_work, meter._recent_paces):
             assert len(window._sums) <= 61
 
 
@@ -208,4 +230,4 @@ def test_nothing_is_lost_when_many_threads_count() -> None:
     numbers = meter.numbers()
     assert numbers.ended["a", Kind.IMAGE, State.DONE] == 2000
     assert numbers.phases[Phase.WRITE, Kind.IMAGE].counts[-1] == 2000
-    assert numbers.calls["cpu", Kind.IMAGE].new_tokens == 40_000
+    assert numbers.work["cpu", Kind.IMAGE].new_tokens == 40_000

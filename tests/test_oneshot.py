@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,8 +16,8 @@ from phi4d import oneshot
 from phi4d.config import Config
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
-from phi4d.errors import DeviceError, DeviceLost, EnvironmentFault, FileError
-from phi4d.job import Result
+from phi4d.errors import DeviceLost, EnvironmentFault, FileError
+from phi4d.job import Request, Result
 from phi4d.outputs import atomic
 
 
@@ -176,8 +176,11 @@ def test_a_lost_device_is_told(
 def test_a_file_that_fits_no_device_is_told(
     process: Callable[..., Any], tmp_path: Path, make_picture: Callable[..., Path]
 ) -> None:
-    full = FakeEngine(failures={1: DeviceError("cuda:0: out of memory")})
-    a, b = make_picture(tmp_path / "a.png"), make_picture(tmp_path / "b.png")
+    def holds(requests: Sequence[Request]) -> bool:
+        return all(request.media.shape[0] < 50 for request in requests)
+
+    full = FakeEngine(capacity=holds)
+    a, b = make_picture(tmp_path / "a.png", (64, 50)), make_picture(tmp_path / "b.png")
     ok, told = process(a, b, engine=full, config=Config(batch_size=1))
     assert not ok
     assert "needs more memory than any device has" in told[str(a)]

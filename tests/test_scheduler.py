@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -84,7 +83,6 @@ class TestDue:
 class TestTurns:
     def test_nothing_waits(self) -> None:
         assert Turns().pick([], 8) == []
-        assert Turns().batch([], dict.fromkeys(Kind, 8)) == []
 
     def test_a_queue_is_taken_in_its_order_and_no_more_than_is_wanted(self) -> None:
         turns, line = Turns(), Line(*(job(n) for n in range(5)))
@@ -195,34 +193,6 @@ class TestTurns:
             rounds += 1
             # then its turn comes, after those of the other queues at most
             assert rounds <= 12 * (PASSED_OVER + 1)
-
-
-class TestBatch:
-    def test_it_is_of_one_kind_and_as_many_as_may_be(self) -> None:
-        waiting = Line(job(1, AUDIO), job(2), job(3, AUDIO), job(4, AUDIO), job(5, AUDIO)).look()
-        turns = Turns()
-        assert ids(turns.batch(waiting, {AUDIO: 3, IMAGE: 1})) == [1, 3, 4]
-        assert ids(turns.batch(waiting, {AUDIO: 3, IMAGE: 1})) == [2]
-
-    def test_what_was_begun_before_goes_alone(self) -> None:
-        eight = dict.fromkeys(Kind, 8)
-        assert ids(Turns().batch([job(1, attempts=1), job(2)], eight)) == [1]
-        assert ids(Turns().batch([job(1), job(2, attempts=1), job(3)], eight)) == [1]
-
-    def test_one_batch_in_eight_begins_with_a_lower_priority(self) -> None:
-        # given pictures without end, and recordings of low priority
-        turns, line = priorities(bulk="low"), Line()
-        begun = Counter[str]()
-        for round_ in range(16):
-            line.jobs += [job(1000 * round_ + n) for n in range(8)]
-            line.jobs += [
-                job(1000 * round_ + n, kind, inbox="bulk") for n, kind in ((8, AUDIO), (9, IMAGE))
-            ]
-            chosen = turns.batch(line.look(8), dict.fromkeys(Kind, 8))
-            line.jobs = [job for job in line.jobs if job not in chosen]
-            begun[f"{chosen[0].inbox} {chosen[0].kind}"] += 1
-        # then these have their share, whatever fills up the others
-        assert begun == {"in image": 14, "bulk audio": 2}
 
 
 class TestPauses:

@@ -301,7 +301,7 @@ class Config(_Model):
     retry_seconds: Seconds = 5.0
     """first wait of a file that is tried again; doubles up to 5 minutes"""
     stop_seconds: Seconds = 20.0
-    """how long a running model call may go on at a stop before its files are put back"""
+    """how long files that the model has may go on at a stop before they are put back"""
     hang_seconds: Seconds = 300.0
     """a worker without a sign of life for so long counts as hung"""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 5

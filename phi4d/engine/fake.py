@@ -63,6 +63,7 @@ class FakeEngine:
     Attributes:
         calls: the requests of each call so far, also of those that failed.
         entered: set when a call begins.
+        most: requests that it had at a time, at most.
         closed: `close` was called.
     """
 
@@ -94,6 +95,7 @@ class FakeEngine:
         self.answer = answer or describe
         self.calls: list[tuple[Request, ...]] = []
         self.entered = threading.Event()
+        self.most = 0
         self.closed = False
         self._turn = threading.Lock()
 
@@ -175,6 +177,7 @@ class FakeEngine:
                 else:
                     has.append(_Answer(asked, self._called([asked.request])))
             has = [each for each in has if not each.asked.cancelled]
+            self.most = max(self.most, len(has))
             if not (taken or has):
                 return
             if self.gate is not None and not self.gate.wait(None if self.hung else BEAT_S):

@@ -77,7 +77,7 @@ _ALL = (
         "phase_seconds",
         "phase kind",
         "Time by phase: queue, decode (the worker's wait for it) and write once a job, answer "
-        "once a call of the model.",
+        "once a request to the model.",
     ),
     # the inboxes
     _gauge("inbox_usable", "inbox", "1 if the inbox's folder is there and can be read, else 0."),
@@ -103,19 +103,30 @@ _ALL = (
     # the slots
     _gauge("slot_info", "slot device model", "Always 1; the labels tell what each slot holds."),
     _gauge("slot_age_seconds", "slot device", "Since the slot's worker last gave a sign of life."),
-    _histogram("batch_requests", "device kind", "Requests in one call of the model."),
+    _histogram(
+        "batch_requests",
+        "device kind",
+        "Requests that the model had beside each other, seen when one was answered.",
+    ),
     _counter("prompt_tokens", "device kind", "Tokens of prompts that the model read."),
     _counter("generated_tokens", "device kind", "Tokens that the model generated."),
-    _counter("answer_seconds", "device kind", "Time that calls of the model took."),
+    _counter(
+        "answer_seconds",
+        "device kind",
+        "Time that the model was at work; kinds that it has at once share it.",
+    ),
+    _counter(
+        "starved_seconds",
+        "device",
+        "Time that the model had nothing to answer though files were at hand.",
+    ),
     _counter("speech_seconds", "device", "Length of the stretches of speech that were answered."),
     _gauge(
         "real_time_ratio",
         "device",
         "Seconds of speech answered in a second of answering, over the last minute; 0 if none.",
     ),
-    _counter(
-        "calls_too_large", "device kind", "Calls of the model that the device had no memory for."
-    ),
+    _counter("requests_too_large", "device kind", "Requests that the device had no memory for."),
     _gauge("device_memory_bytes", "device", "Size of the device's memory."),
     _gauge("device_memory_used_bytes", "device", "What all programs use of the device's memory."),
     _gauge("device_memory_own_bytes", "device", "What phi4d holds of the device's memory."),

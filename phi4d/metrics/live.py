@@ -21,7 +21,9 @@ from phi4d.store import Reader
 class Beating(Protocol):
     """A thread that shows life: a worker."""
 
-    last_beat: float
+    @property
+    def last_beat(self) -> float:
+        """Monotonic seconds of its last sign of life."""
 
 
 class Watching(Protocol):

@@ -18,7 +18,7 @@ from prometheus_client.utils import floatToGoString
 
 from phi4d import __version__
 from phi4d.job import Kind, State
-from phi4d.meter import BUCKETS_BATCH, BUCKETS_SECONDS, Calls, Phase, Spread
+from phi4d.meter import BUCKETS_BATCH, BUCKETS_SECONDS, Phase, Spread, Work
 from phi4d.metrics.families import FAMILIES, Family
 from phi4d.metrics.live import Live, Snapshot
 
@@ -159,7 +159,7 @@ def _of_slots(seen: Snapshot) -> dict[str, Values]:
     numbers = seen.numbers
     devices = list(dict.fromkeys(device for device, _, _ in seen.slots))
     both = list(product(devices, Kind))
-    calls = {**dict.fromkeys(both, Calls()), **numbers.calls}
+    work = {**dict.fromkeys(both, Work()), **numbers.work}
     rates = seen.rates.devices
     return {
         "slot_info": {
@@ -169,19 +169,20 @@ def _of_slots(seen: Snapshot) -> dict[str, Values]:
             (str(n), device): age for n, (device, _, age) in enumerate(seen.slots)
         },
         "batch_requests": {**dict.fromkeys(both, _none(BUCKETS_BATCH)), **numbers.batches},
-        "prompt_tokens": {key: of_it.prompt_tokens for key, of_it in calls.items()},
-        "generated_tokens": {key: of_it.new_tokens for key, of_it in calls.items()},
-        "answer_seconds": {key: of_it.seconds for key, of_it in calls.items()},
+        "prompt_tokens": {key: of_it.prompt_tokens for key, of_it in work.items()},
+        "generated_tokens": {key: of_it.new_tokens for key, of_it in work.items()},
+        "answer_seconds": {key: of_it.seconds for key, of_it in work.items()},
+        "starved_seconds": {(device,): numbers.starved.get(device, 0.0) for device in devices},
         "speech_seconds": {
             (device,): of_it.speech_seconds
-            for (device, kind), of_it in calls.items()
+            for (device, kind), of_it in work.items()
             if kind is Kind.AUDIO
         },
         "real_time_ratio": {
             (device,): rates[device].times_real_time if device in rates else 0.0
             for device in devices
         },
-        "calls_too_large": {**dict.fromkeys(both, 0), **numbers.too_large},
+        "requests_too_large": {**dict.fromkeys(both, 0), **numbers.too_large},
         "device_memory_bytes": {(d,): memory.size_bytes for d, memory in numbers.memory.items()},
         "device_memory_used_bytes": {
             (d,): memory.used_bytes for d, memory in numbers.memory.items()

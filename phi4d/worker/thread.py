@@ -1,20 +1,36 @@
-"""The thread: takes jobs, has them decoded and answered, and sees each to its end."""
+"""The thread: takes jobs, has them decoded and answered, and sees each to its end.
+
+It waits for nothing but news: what decode processes have made, what the engine has answered, what
+came in. What is known of a task is its alone: the thread that drives the engine sees parts.
+"""
 
 from __future__ import annotations
 
 import logging
+import select
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import partial
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from phi4d import events
 from phi4d import log as logs
 from phi4d.engine import Engine
-from phi4d.engine.resident import Resident
-from phi4d.errors import Cancelled, DeviceLost, EnvironmentFault, Phi4dError, Stopped
-from phi4d.job import GREEDY, Job, Kind, Piece, Priority, Result, Sampling, display_name, question
+from phi4d.errors import DeviceLost, EnvironmentFault, Phi4dError, Stopped
+from phi4d.job import (
+    GREEDY,
+    Completion,
+    Job,
+    Kind,
+    Priority,
+    Result,
+    Sampling,
+    display_name,
+    likely_seconds,
+    question,
+)
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.meter import Meter, Phase
 from phi4d.outputs import told
@@ -22,15 +38,29 @@ from phi4d.scheduler import Pauses, Turns
 from phi4d.slots import Slots
 from phi4d.store import Store
 from phi4d.task import Rule, Task
+from phi4d.worker.answering import Answering, Part
 from phi4d.worker.asking import Asking
+from phi4d.worker.bell import Bell
 from phi4d.worker.endings import Endings, Surroundings
 from phi4d.worker.originals import Originals
 
 log = logging.getLogger(__name__)
 
+CLAIM = 4  # files taken at once, where fewer would do: each time costs a sync of the store's disk
+READY = 16  # parts that wait for room at the engine, at most: each may be a picture of 22 MB
+LONG_SECONDS = 600.0  # a recording of more keeps its decode process for long
 IDLE_SECONDS = 1.0
+LOOK_SECONDS = 0.25  # how often decode processes are looked at that say nothing
 BUSY_SECONDS = 30.0  # how often a model that was unloaded is tried again if it cannot be loaded
 _ANYWHERE = Surroundings()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A task whose file is being decoded."""
+
+    task: Task
+    stream: Decoding
 
 
 class Worker(threading.Thread):
@@ -45,7 +75,7 @@ class Worker(threading.Thread):
         slots: all workers' slots, shared by them; None if this is the only one.
         originals: moves and deletes source files, shared by all workers; None as before.
         surroundings: who knows the inboxes.
-        batch_size: requests in one call of the engine, at most.
+        batch_size: requests that the engine has beside each other, at most.
         max_new_tokens: tokens of one answer, at most.
         sampling: how the tokens of an answer are chosen.
         max_attempts: starts without an end after which a job is given up.
@@ -79,8 +109,6 @@ class Worker(threading.Thread):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name=f"worker {engine.device}")
-        self.last_beat = clock()
-        """monotonic seconds of the last sign of life"""
         self.error: BaseException | None = None
         """what ended the thread, if it was not `stop`"""
         self.engine = engine
@@ -90,22 +118,33 @@ class Worker(threading.Thread):
         self._rules = rules
         self._pauses = pauses
         self._slots = slots or Slots([engine.device])
+        self._slots.rests(self, idle=True)
         self._sampling = sampling
         self._reuse = reuse
         self._ahead = ahead
         self._meter = meter or Meter()
         self._clock = clock
+        self._last_beat = clock()
         self._next_call = clock()
         """before that nothing is taken: other programs have the memory that the model wants"""
+        self._next_look = clock()
+        """before that nobody looks for jobs, if nobody says that there are any"""
         self._turns = Turns(self._priority)
-        self._wake = threading.Event()
+        self._bell = Bell()
+        self._news = threading.Event()
         self._stopping = threading.Event()
         self._aborting = threading.Event()
         self._cancelling = threading.Event()
-        self._tasks: Sequence[Task] = ()
-        """what was taken and may not have ended"""
-        self._open: deque[tuple[Task, Decoding]] = deque()
-        """what is being decoded, in order"""
+        self._tasks: dict[int, Task] = {}
+        """what was taken and has not ended, by the job's id"""
+        self._pending: deque[Task] = deque()
+        """of these, what is to be decoded"""
+        self._readings: dict[int, _Reading] = {}
+        """of these, what is being decoded, by the job's id"""
+        self._twins: dict[Task, Task] = {}
+        """tasks with the same bytes and question as another one, whose answer they wait for"""
+        self._paused: set[str] = set()
+        self._paced = self._meter.clock()
         self._originals = originals or Originals(store, rules)
         self._not_copied: set[int] = set()
         """jobs whose answer was known, but whose sidecars to copy had gone"""
@@ -125,14 +164,15 @@ class Worker(threading.Thread):
             clock=clock,
         )
         self._asking = Asking(
+            engine, self._slots, self._endings, max_new_tokens=max_new_tokens, meter=self._meter
+        )
+        self._answering = Answering(
             engine,
-            self._slots,
-            self._endings,
-            self._stopping,
-            self.beat,
+            self._slots.gate(engine.device),
+            self._meter,
+            self._bell.ring,
             batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            meter=self._meter,
+            clock=clock,
         )
 
     def change(
@@ -150,7 +190,8 @@ class Worker(threading.Thread):
 
         Any thread may call.
         """
-        self._asking.change(batch_size, max_new_tokens)
+        self._answering.limit(batch_size)
+        self._asking.change(max_new_tokens)
         self._endings.change(retry_seconds, max_attempts)
         self._sampling = sampling
         self._reuse = reuse
@@ -158,22 +199,30 @@ class Worker(threading.Thread):
 
     def wake(self) -> None:
         """There may be work."""
-        self._wake.set()
+        self._news.set()
+        self._bell.ring()
 
     def stop(self) -> None:
-        """Take nothing new; the running call of the engine may end."""
+        """Take nothing new, and put back what the engine does not have; the rest may end."""
         self._stopping.set()
-        self._wake.set()
+        self._bell.ring()
 
     def abort(self) -> None:
-        """Give the running call up at its next step and put its jobs back."""
+        """Give up what the engine has, at its next step, and put everything back."""
         self._aborting.set()
+        self._answering.abort()
         self.stop()
 
     def at_work(self) -> list[tuple[str, float]]:
         """The files that it has, with the seconds since it took each. Any thread may call."""
         now = self._clock()
-        return [(task.name, now - task.began) for task in self._tasks if not task.ended]
+        tasks = list(self._tasks.values())
+        return [(task.name, now - task.began) for task in tasks if not task.ended]
+
+    @property
+    def last_beat(self) -> float:
+        """Monotonic seconds of the last sign of life, of the thread that gives fewer."""
+        return min(self._last_beat, self._answering.last_beat)
 
     @property
     def next_try_seconds(self) -> float:
@@ -183,9 +232,10 @@ class Worker(threading.Thread):
     def heed_cancels(self) -> None:
         """Jobs of the store that run were cancelled; those of this worker end at its next step."""
         self._cancelling.set()
+        self._bell.ring()
 
     def beat(self) -> None:
-        """A sign of life, given at least once a token; what was cancelled ends here.
+        """A sign of life.
 
         Raises:
             Stopped: `abort` was called.
@@ -193,51 +243,16 @@ class Worker(threading.Thread):
         self._alive()
         if self._aborting.is_set():
             raise Stopped("the daemon is stopping")
-        if self._cancelling.is_set():
-            self._cancelling.clear()  # first: what is cancelled from here on sets it again
-            self._end_cancelled()
-
-    def _end_cancelled(self) -> None:
-        running = {task.job.id: task for task in self._tasks if not task.ended}
-        if not running:
-            return
-        try:
-            cancelled = self._store.cancelled([task.job for task in running.values()])
-            for job_id, reason in cancelled.items():
-                self._endings.cancelled(running[job_id], reason)
-        except EnvironmentFault as fault:
-            log.debug("%s", fault)  # whoever must write to it says so, too
-            self._cancelling.set()  # at the next step; others may wait for this thread meanwhile
-        for task, stream in self._open:
-            if task.ended:
-                stream.close()  # it holds a decode process
-
-    def _beat_for(self, task: Task) -> None:
-        """As `beat`, while a task is waited for.
-
-        Raises:
-            Cancelled: it has been given up.
-        """
-        self.beat()
-        if task.ended:
-            raise Cancelled("is wanted no more")
 
     def _alive(self) -> None:
-        self.last_beat = self._clock()
+        self._last_beat = self._clock()
 
     def run(self) -> None:
         """Work until told to stop, or until the device is lost."""
+        self._answering.start()
         try:
-            while not self._stopping.is_set():
-                self._alive()
-                self._wake.clear()
-                self._asking.measure()
-                if tasks := self._take():
-                    self._work(tasks)
-                else:
-                    if isinstance(self._engine, Resident):
-                        self._engine.rest()
-                    self._wake.wait(IDLE_SECONDS)
+            while self._turn():
+                self._wait()
         except BaseException as error:
             self.error = error
             if isinstance(error, Phi4dError):
@@ -254,49 +269,125 @@ class Worker(threading.Thread):
                     self._engine.device,
                     extra=events.ENDED_BADLY(device=self._engine.device, fault="internal"),
                 )
+            self._answering.abort()
+        finally:
+            self._slots.rests(self, idle=False)
+            self._answering.close()
+            for reading in self._readings.values():
+                reading.stream.close()
+            while self._answering.is_alive():
+                self._answering.join(IDLE_SECONDS)
+            self._bell.close()
 
-    def _take(self) -> list[Task]:
-        """Claim what comes next; empty when there is nothing to do."""
+    def _turn(self) -> bool:
+        """Do all that there is to do now; False: it was told to stop, and nothing is under way."""
+        self._alive()
+        self._bell.clear()
+        broken = self._answering.broken  # before its answers are collected: there are no later ones
+        with suppress(Stopped):
+            if self._cancelling.is_set():
+                self._end_cancelled()
+            self._collect()
+            if broken is not None:
+                self._mend(broken.error, [part for part in broken.parts if not part.task.ended])
+            self._paused = set(self._pauses.paused(self._clock()))
+            self._answering.hold(self._paused)
+            if not self._stopping.is_set():
+                self._take()
+                self._open()
+            self._read()
+        if self._aborting.is_set():
+            self._endings.put_back(list(self._tasks.values()), count=False)
+        elif self._stopping.is_set():
+            self._wind_up()
+        self._sweep()
+        if broken is not None:
+            self._answering.mended()  # not before: what it has ready may be of no use any more
+        self._pace()
+        self._answering.expect(more=bool(self._tasks))
+        self._slots.rests(
+            self, idle=not (self._tasks or self._stopping.is_set() or self.next_try_seconds)
+        )
+        return bool(self._tasks) or not self._stopping.is_set()
+
+    def _wait(self) -> None:
+        """Until there is news."""
+        poll = select.poll()
+        poll.register(self._bell, select.POLLIN)
+        for reading in self._wanted():
+            poll.register(reading.stream, select.POLLIN)
+        seconds = LOOK_SECONDS if self._readings or self._pending else IDLE_SECONDS
+        if self._cancelling.is_set():
+            seconds = LOOK_SECONDS
+        poll.poll(seconds * 1000)
+
+    # ---- from the store
+
+    def _take(self) -> None:
+        """Claim what comes next, if there is anything to do and room for it."""
+        n = self._room()
+        now = self._clock()
+        if n < 1 or now < self._next_call or (now < self._next_look and not self._news.is_set()):
+            return
+        self._news.clear()
         try:
             self._originals.settle_due(self.beat)
-            if self._clock() < self._next_call:
-                return []
-            paused = self._pauses.paused(self._clock())
             rules = dict(self._rules)  # these jobs keep them, whatever the configuration becomes
-            inboxes = [name for name in rules if name not in paused]
-            for inbox in inboxes:  # one for which nothing is to be done works again, too
-                if self._pauses.on_trial(inbox) and not self._store.busy([inbox]):
-                    self._endings.try_again(inbox)
-            refused = self._slots.refused(self._engine.device)
-            capacity = self._asking.capacity()
-            waiting = self._store.waiting(max(capacity.values()), inboxes, refused)
-            chosen = self._turns.batch(waiting, capacity)
-            for inbox in {job.inbox for job in chosen}:
-                if self._pauses.on_trial(inbox) and not self._endings.can_go_on(inbox):
-                    chosen = [job for job in chosen if job.inbox != inbox]
-            if not chosen:
-                return []
-            claimed = self._store.claim([job.id for job in chosen], self._engine.device)
-            # at once: what is cancelled from here on is looked for among these
-            tasks = self._tasks = [self._task(job, rules[job.inbox]) for job in claimed]
+            claimed = self._claimed(n, rules)
         except EnvironmentFault as fault:
             log.warning("%s", fault)
-            self._stopping.wait(IDLE_SECONDS)
-            return []
-        except Stopped:  # while a large original was copied
-            return []
+            self._next_look = now + IDLE_SECONDS
+            return
+        self._next_look = now if claimed else now + IDLE_SECONDS
         for job in claimed:
+            # at once: what is cancelled from here on is looked for among these
+            self._tasks[job.id] = self._task(job, rules[job.inbox])
             if job.attempts == 1 and not job.waits:  # else it waited for something else as well
                 self._meter.spent(Phase.QUEUE, job.kind, time.time() - job.queued)
-        return [
-            task
-            for task in tasks
-            if not self._endings.done_before(task) and not self._endings.too_often(task)
-        ]
+        for job in claimed:
+            task = self._tasks[job.id]
+            if not self._endings.done_before(task) and not self._endings.too_often(task):
+                self._pending.append(task)
+
+    def _room(self) -> int:
+        """How many files may be taken now.
+
+        While there is one that was started before and not finished, no other is taken: if it takes
+        the process down again, it takes no other file's attempt with it.
+        """
+        if any(task.job.attempts > 1 for task in self._tasks.values()):
+            return 0
+        free = self._ahead - len(self._readings) - len(self._pending)
+        waiting = self._answering.ready().keys() - self._readings.keys()
+        return max(free, CLAIM) if free > 0 and len(waiting) < self._most_ready() else 0
+
+    def _claimed(self, n: int, rules: Mapping[str, Rule]) -> list[Job]:
+        inboxes = [name for name in rules if name not in self._paused]
+        for inbox in inboxes:  # one for which nothing is to be done works again, too
+            if self._pauses.on_trial(inbox) and not self._store.busy([inbox]):
+                self._endings.try_again(inbox)
+        refused = self._slots.refused(self._engine.device)
+        others = self._slots.resting(self)
+        waiting = self._without_long(self._store.waiting(n + others, inboxes, refused))
+        left = len(waiting) - others  # the first to have something leaves the rest to the others
+        chosen = self._turns.pick(waiting, min(n, left if self._tasks else max(1, left)))
+        for inbox in {job.inbox for job in chosen}:
+            if self._pauses.on_trial(inbox) and not self._endings.can_go_on(inbox):
+                chosen = [job for job in chosen if job.inbox != inbox]
+        if not chosen:
+            return []
+        return self._store.claim([job.id for job in chosen], self._engine.device)
 
     def _priority(self, inbox: str) -> Priority:
         rule = self._rules.get(inbox)
         return rule.priority if rule else "normal"
+
+    def _without_long(self, jobs: list[Job]) -> list[Job]:
+        """Jobs, but no more long recordings than leave a decode process to what is short."""
+        has = sum(_is_long(task.job) for task in self._tasks.values() if not task.decoded)
+        free = max(1, self._ahead - 1) - has
+        long = [job for job in jobs if _is_long(job)]
+        return [job for job in jobs if job not in long[max(0, free) :]]
 
     def _task(self, job: Job, rule: Rule) -> Task:
         job_log = logs.for_job(log, job, self._engine.device)
@@ -304,99 +395,100 @@ class Worker(threading.Thread):
         task.question = question(job.kind, self._engine.model, task.prompt, task.sampling)
         return task
 
-    def _work(self, tasks: list[Task]) -> None:
-        ready: list[tuple[Task, Piece]] = []
-        pieces = self._decode(tasks)
-        began = self._meter.clock()
-        try:
-            for task, piece in pieces:
-                # here, and not after an answer: asking for this piece finished the job before it
-                if self._stopping.is_set():
-                    raise Stopped("the daemon is stopping")
-                ready.append((task, piece))
-                if len(ready) >= self._asking.batch(task.job.kind):
-                    self._asking.answer(ready, self._finish_if_ready)
-                    ready = []
-            if ready:
-                self._asking.answer(ready, self._finish_if_ready)
-        except Stopped:
-            self._endings.put_back(tasks, count=False)
-        except EnvironmentFault:  # the model cannot be loaded again now; that was said
-            self._endings.put_back(tasks, count=False)
-            self._next_call = self._clock() + BUSY_SECONDS
-        except DeviceLost:
-            self._endings.put_back(tasks, count=False)
-            raise
-        except Exception as error:
-            names = ", ".join(task.name for task in tasks if not task.ended)
-            # what is foreseen says in its words all that there is to say
-            trace = None if isinstance(error, Phi4dError) else error
-            log.error(  # noqa: TRY400 -- it has its traceback where it needs one
-                "%s: unexpected error: %s", names, error, exc_info=trace
-            )
-            self._endings.unexpected(tasks, error)
-        finally:
-            pieces.close()
-            self._meter.worked(tasks[0].job.kind, self._meter.clock() - began)
+    # ---- from the decode processes
 
-    def _decode(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Piece]]:
-        """The pieces of all tasks in order; some files are decoded ahead of the one given out."""
-        pending = deque(tasks)
-        open_ = self._open
-        try:
-            while pending or open_:
-                self._open_some(pending)
-                if not open_:
-                    continue
-                task, stream = open_[0]
-                with self._endings.faults_of(task, "decode"):
-                    for piece in stream:
-                        if not task.digest:
-                            task.digest = stream.digest
-                            if _twin(task, tasks):
-                                self._endings.put_back([task], count=False)
-                                if task.job.kind is Kind.IMAGE:
-                                    next(stream, None)  # to its end: its process may live on
-                                break
-                        task.outstanding += 1
-                        yield task, piece
-                        if task.ended:  # the device refused it
-                            break
-                    task.facts = dict(stream.facts)
-                    task.digest = stream.digest
-                    task.decoded = not stream.is_known
-                stream.close()
-                self._meter.spent(Phase.DECODE, task.job.kind, stream.seconds)
-                open_.popleft()
-                if stream.is_known and not task.ended:
-                    self._copy(task)
-                self._finish_if_ready(task)
-        finally:
-            for _, stream in open_:
-                stream.close()
-            open_.clear()
-
-    def _open_some(self, pending: deque[Task]) -> None:
+    def _open(self) -> None:
         """Begin to decode what comes next, as many files as may be decoded at once."""
-        while pending and len(self._open) < self._ahead:
-            # only who holds no process may wait for one: two that hold one each and
-            # wait for another would wait for ever
-            begin = self._pool.try_decode if self._open else self._pool.decode
-            task = pending[0]
+        while self._pending and len(self._readings) < self._ahead:
+            task = self._pending[0]
             if not task.ended:
-                with self._endings.faults_of(task, "decode"):
-                    stream = begin(
+                with self._faults_of(task, "decode"):
+                    stream = self._pool.try_decode(
                         task.source,
                         task.job.kind,
                         task.job.fingerprint,
                         known=self._answered(task),
                         prepare=self._engine.preparation,
-                        on_wait=partial(self._beat_for, task),
                     )
                     if stream is None:
+                        self._give_way()
                         return
-                    self._open.append((task, stream))
-            pending.popleft()
+                    self._readings[task.job.id] = _Reading(task, stream)
+            self._pending.popleft()
+
+    def _give_way(self) -> None:
+        """No decode process is free: a file whose inbox is paused lets one go, and begins anew."""
+        for reading in list(self._readings.values()):
+            if reading.task.job.inbox in self._paused:
+                self._endings.put_back([reading.task], count=False)
+                return
+
+    def _most_ready(self) -> int:
+        return max(2, min(self._answering.capacity, READY))
+
+    def _wanted(self) -> list[_Reading]:
+        """The files of which more may be decoded now, those with the least under way first.
+
+        No file fills all the room that there is for what is ready, as long as there are others. The
+        end of a picture needs none, and frees its process.
+        """
+        ready = self._answering.ready()
+        share = max(1, self._most_ready() // max(1, len(self._readings)))
+
+        def has_room(task: Task) -> bool:
+            stops = self._stopping.is_set() or task.job.inbox in self._paused
+            return not stops and ready[task.job.id] < share
+
+        wanted = [
+            reading
+            for reading in self._readings.values()
+            if not reading.task.ended and (_has_all(reading.task) or has_room(reading.task))
+        ]
+        return sorted(wanted, key=lambda reading: ready[reading.task.job.id])
+
+    def _read(self) -> None:
+        """Take what the decode processes have made, as far as there is room for it."""
+        while True:
+            came = [reading for reading in self._wanted() if self._read_of(reading)]
+            if not came or self._aborting.is_set():
+                return
+
+    def _read_of(self, reading: _Reading) -> bool:
+        """Take one piece of a file; False: there is none now."""
+        task, stream, piece = reading.task, reading.stream, None
+        with self._faults_of(task, "decode"):
+            piece = stream.poll()
+            if stream.digest and not task.digest:
+                task.digest = stream.digest
+                if (twin := self._twin(task)) is not None:
+                    self._twins[task] = twin
+            if task in self._twins and task.job.kind is Kind.AUDIO:
+                self._close(reading)  # of a picture little is left, and its process may live on
+                piece = None
+            elif stream.over:
+                self._decoded(reading)
+            elif piece is not None and task not in self._twins:
+                task.begun = True
+                task.outstanding += 1
+                self._answering.put(self._asking.parts(task, piece))
+        return piece is not None
+
+    def _decoded(self, reading: _Reading) -> None:
+        task, stream = reading.task, reading.stream
+        self._close(reading)
+        if task in self._twins:
+            return
+        task.facts = dict(stream.facts)
+        task.digest = stream.digest
+        task.decoded = not stream.is_known
+        if stream.is_known:
+            self._copy(task)
+        self._finish_if_ready(task)
+
+    def _close(self, reading: _Reading) -> None:
+        del self._readings[reading.task.job.id]
+        reading.stream.close()
+        self._meter.spent(Phase.DECODE, reading.task.job.kind, reading.stream.seconds)
 
     def _answered(self, task: Task) -> list[str] | None:
         """The contents of which the answer to a task's question is known; None: do not look."""
@@ -406,6 +498,69 @@ class Worker(threading.Thread):
             return []
         task.answered = self._store.answered(task.job.fingerprint.size, task.question)
         return list(task.answered)
+
+    def _twin(self, task: Task) -> Task | None:
+        """The task that asks the same about the same bytes; its answer will be copied."""
+        if task.job.fresh:
+            return None
+        for other in self._tasks.values():
+            same = (other.digest, other.question) == (task.digest, task.question)
+            if same and other is not task and not (other.ended or other in self._twins):
+                return other
+        return None
+
+    # ---- from the engine
+
+    def _collect(self) -> None:
+        """Take what the engine has answered."""
+        for part, ended in self._answering.collect():
+            if part.task.ended:
+                continue
+            if isinstance(ended, Completion):
+                part.task.answer(part.piece, ended)
+                self._finish_if_ready(part.task)
+                continue
+            with self._faults_of(part.task, "answer"):
+                if isinstance(ended, ValueError):
+                    raise ended
+                self._answering.put(self._asking.refused(part, str(ended)))
+
+    def _mend(self, error: BaseException, parts: list[Part]) -> None:
+        """The engine ended what it was at by an error, and these were under way."""
+        everything = list(self._tasks.values())
+        if isinstance(error, Stopped):
+            return
+        if isinstance(error, DeviceLost):
+            self._asking.blame(parts, str(error))
+            self._endings.put_back(everything, count=False)
+            raise error
+        if isinstance(error, EnvironmentFault):  # the model cannot be loaded now; that was said
+            self._endings.put_back(everything, count=False)
+            self._next_call = self._clock() + BUSY_SECONDS
+            return
+        if not isinstance(error, Exception):
+            raise error
+        self._unexpected(list({id(part.task): part.task for part in parts}.values()), error)
+
+    def _unexpected(self, tasks: list[Task], error: Exception) -> None:
+        names = ", ".join(task.name for task in tasks if not task.ended)
+        # what is foreseen says in its words all that there is to say
+        trace = None if isinstance(error, Phi4dError) else error
+        log.error("%s: unexpected error: %s", names, error, exc_info=trace)
+        self._endings.unexpected(tasks, error)
+
+    # ---- to the end
+
+    @contextmanager
+    def _faults_of(self, task: Task, phase: str) -> Iterator[None]:
+        """What goes wrong with a file ends, puts off or puts back its job, and no other."""
+        try:
+            with self._endings.faults_of(task, phase):
+                yield
+        except Stopped:
+            raise
+        except Exception as error:
+            self._unexpected([task], error)
 
     def _copy(self, task: Task) -> None:
         """Answer a file with the sidecars of another one that has the same bytes."""
@@ -421,26 +576,64 @@ class Worker(threading.Thread):
             self._not_copied.add(task.job.id)
             self._endings.put_back([task], count=False)
             return
-        with self._endings.faults_of(task, "write"):
+        with self._faults_of(task, "write"):
             self._endings.done(task, known.result, reused_from=display_name(inbox, path))
 
     def _finish_if_ready(self, task: Task) -> None:
         if task.complete:
             self._not_copied.discard(task.job.id)
             result = task.result(self._engine.model, self._engine.device, self._clock())
-            with self._endings.faults_of(task, "write"):
+            with self._faults_of(task, "write"):
                 self._endings.done(task, result)
 
+    def _end_cancelled(self) -> None:
+        self._cancelling.clear()  # first: what is cancelled from here on sets it again
+        if not self._tasks:
+            return
+        try:
+            cancelled = self._store.cancelled([task.job for task in self._tasks.values()])
+            for job_id, reason in cancelled.items():
+                self._endings.cancelled(self._tasks[job_id], reason)
+        except EnvironmentFault as fault:
+            log.debug("%s", fault)  # whoever must write to it says so, too
+            self._cancelling.set()  # at the next turn; others may wait for this thread meanwhile
 
-def _twin(task: Task, tasks: Sequence[Task]) -> bool:
-    """Whether the same bytes are asked the same in this very batch; the answer is then copied."""
-    return (
-        bool(task.digest)
-        and not task.job.fresh
-        and any(
-            other is not task
-            and not other.ended
-            and (other.digest, other.question) == (task.digest, task.question)
-            for other in tasks
-        )
-    )
+    def _wind_up(self) -> None:
+        """Put back what would not end with what the engine has now."""
+        for task in self._tasks.values():
+            if not (_has_all(task) and self._answering.has_all(task)):
+                self._endings.put_back([task], count=False)
+
+    def _sweep(self) -> None:
+        """Let go of what has ended, by whatever way."""
+        for task, twin in self._twins.items():
+            if twin.ended:
+                self._endings.put_back([task], count=False)
+                self._news.set()
+        ended = [task for task in self._tasks.values() if task.ended]
+        for task in ended:
+            del self._tasks[task.job.id]
+            self._answering.withdraw(task)
+            if reading := self._readings.get(task.job.id):
+                self._close(reading)
+        if ended:
+            self._pending = deque(task for task in self._pending if not task.ended)
+            self._twins = {task: twin for task, twin in self._twins.items() if not task.ended}
+
+    def _pace(self) -> None:
+        """Count the time since the last turn as work on the kinds at hand."""
+        now = self._meter.clock()
+        seconds, self._paced = now - self._paced, now
+        kinds = Counter(task.job.kind for task in self._tasks.values())
+        for kind, n in kinds.items():
+            self._meter.worked(kind, seconds * n / kinds.total())
+
+
+def _is_long(job: Job) -> bool:
+    """Whether decoding a job's file probably keeps a process for as long as its answers take."""
+    return likely_seconds(job.kind, job.fingerprint.size) > LONG_SECONDS
+
+
+def _has_all(task: Task) -> bool:
+    """Whether no piece will come any more, just the end."""
+    return task.decoded or (task.job.kind is Kind.IMAGE and task.begun)

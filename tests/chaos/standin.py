@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -73,8 +73,9 @@ def main() -> int:
     from phi4d.config import Config
     from phi4d.engine import Engine
     from phi4d.engine.fake import FakeEngine, describe
+    from phi4d.engine.requests import Asked, Ended, Source
     from phi4d.errors import EXIT_FAILURE, Phi4dError
-    from phi4d.job import Completion, Kind, Request
+    from phi4d.job import Kind, Request
 
     def answer(request: Request) -> str:
         if request.kind is not Kind.IMAGE:
@@ -85,14 +86,25 @@ def main() -> int:
         return f"number {number}"
 
     class Engaged(FakeEngine):
-        """Answers so many calls and no more."""
+        """Answers so many requests, or a few more, and then none."""
 
-        def generate(
-            self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
-        ) -> list[Completion]:
-            if args.calls is not None and len(self.calls) >= args.calls:
-                self.gate = threading.Event()
-            return super().generate(requests, on_step=on_step)
+        def serve(
+            self,
+            source: Source,
+            on_result: Callable[[Asked, Ended], None],
+            *,
+            on_step: Callable[[], None] | None = None,
+        ) -> None:
+            def told(asked: Asked, ended: Ended) -> None:
+                nonlocal answered
+                answered += 1
+                if args.calls is not None and answered >= args.calls:
+                    self.gate = threading.Event()
+                on_result(asked, ended)
+
+            super().serve(source, told, on_step=on_step)
+
+    answered = 0
 
     def engines(settled: Config) -> Iterator[Engine]:
         for device in settled.device.split(","):

@@ -43,21 +43,22 @@ def tell(desk: Desk, state: str = "ready", meter: Meter | None = None) -> dict[s
 
 
 def test_each_slot_tells_what_it_has_and_how(desk: Desk, make_picture: Callable[..., Path]) -> None:
-    # given a slot that is in the middle of a call
+    # given a slot that is in the midst of two answers, and has taken one file more
     desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
     engine = FakeEngine(gate=threading.Event(), device="cuda:0", holds=Memory(80, 60, 50))
     meter = Meter()
     desk.start(engine, batch_size=2, meter=meter)
-    assert engine.entered.wait(WAIT_SECONDS)
+    while engine.most < 2 or len(desk.workers[0].at_work()) < 3:
+        desk.workers[0].join(0.01)
     # then it says so
     told = tell(desk, meter=meter)
     (slot,) = told["slots"]
     assert (slot["device"], slot["model"], slot["state"]) == ("cuda:0", "fake", "loaded")
     assert slot["precision"] == engine.precision
     assert slot["memory"] == {"size_bytes": 80, "used_bytes": 60, "own_bytes": 50}
-    assert [each["file"] for each in slot["files"]] == ["in/0.png", "in/1.png"]
+    assert [each["file"] for each in slot["files"]] == ["in/0.png", "in/1.png", "in/2.png"]
     assert all(each["seconds"] >= 0 for each in slot["files"])
-    assert (slot["tokens_per_second"], slot["batch"]) == (0, 0)
+    assert slot["tokens_per_second"] == 0
     assert told["pid"] == os.getpid()
     assert (told["hung"], told["dead"]) == ([], [])
     # and when it is through, that it has nothing, and how fast it was
@@ -66,7 +67,7 @@ def test_each_slot_tells_what_it_has_and_how(desk: Desk, make_picture: Callable[
     desk.wait_for(3)
     (slot,) = tell(desk, meter=meter)["slots"]
     assert slot["files"] == []
-    assert slot["batch"] == 1.5
+    assert 1 <= slot["batch"] <= 2
     assert slot["tokens_per_second"] > 0
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 from kit import Clock
 from prometheus_client import CollectorRegistry, generate_latest
@@ -17,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as read
 
 from phi4d.engine.fake import FakeEngine
 from phi4d.inbox import Health
-from phi4d.job import Arrival, Completion, Fingerprint, Kind, Request, State
+from phi4d.job import Arrival, Completion, Fingerprint, Kind, State
 from phi4d.meter import Memory, Meter, Phase
 from phi4d.metrics import FAMILIES, Live, registry
 from phi4d.scheduler import Pauses
@@ -180,8 +179,12 @@ def test_what_was_counted(house: House) -> None:
 def test_slots_and_their_devices(house: House, clock: Clock) -> None:
     house.engines = [FakeEngine("phi", "cuda:0"), FakeEngine("phi", "cuda:0")]
     house.workers = [Heart(clock.now), Heart(clock.now - 7)]
-    speech = Request(Kind.AUDIO, "Transcribe.", np.zeros(16_000 * 30, np.float32))
-    house.meter.answered("cuda:0", [speech, speech], [Completion("x", 7, 20)] * 2, 0.5)
+    house.meter.ran("cuda:0", {Kind.AUDIO: 2}, 0.5)
+    house.meter.starved("cuda:0", 0.25)
+    for _ in range(2):
+        house.meter.answered(
+            "cuda:0", Kind.AUDIO, Completion("x", 7, 20), seconds=0.5, speech_seconds=30.0, beside=2
+        )
     house.meter.too_large("cuda:0", Kind.IMAGE)
     house.meter.holds("cuda:0", Memory(80, 30, 20))
     seen = house.scrape()
@@ -189,15 +192,16 @@ def test_slots_and_their_devices(house: House, clock: Clock) -> None:
     assert seen["phi4d_slot_info", "cuda:0", "phi", "1"] == 1
     assert seen["phi4d_slot_age_seconds", "cuda:0", "0"] == 0
     assert seen["phi4d_slot_age_seconds", "cuda:0", "1"] == 7
-    assert seen["phi4d_batch_requests_sum", "cuda:0", "audio"] == 2
-    assert seen["phi4d_batch_requests_count", "cuda:0", "audio"] == 1
+    assert seen["phi4d_batch_requests_sum", "cuda:0", "audio"] == 4
+    assert seen["phi4d_batch_requests_count", "cuda:0", "audio"] == 2
     assert seen["phi4d_batch_requests_count", "cuda:0", "image"] == 0
     assert seen["phi4d_prompt_tokens_total", "cuda:0", "audio"] == 14
     assert seen["phi4d_generated_tokens_total", "cuda:0", "audio"] == 40
     assert seen["phi4d_answer_seconds_total", "cuda:0", "audio"] == 0.5
+    assert seen["phi4d_starved_seconds_total", "cuda:0"] == 0.25
     assert seen["phi4d_speech_seconds_total", "cuda:0"] == 60
     assert seen["phi4d_real_time_ratio", "cuda:0"] == 120
-    assert seen["phi4d_calls_too_large_total", "cuda:0", "image"] == 1
+    assert seen["phi4d_requests_too_large_total", "cuda:0", "image"] == 1
     memory = [seen[f"phi4d_device_memory_{name}bytes", "cuda:0"] for name in ("", "used_", "own_")]
     assert memory == [80, 30, 20]
 

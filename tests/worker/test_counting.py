@@ -45,16 +45,18 @@ def test_every_phase_of_every_file(
     assert spent(meter) == {
         (Phase.QUEUE, Kind.IMAGE): 3,
         (Phase.DECODE, Kind.IMAGE): 3,
-        (Phase.ANSWER, Kind.IMAGE): 2,  # a call of two, and one of one
+        (Phase.ANSWER, Kind.IMAGE): 3,
         (Phase.WRITE, Kind.IMAGE): 3,
         (Phase.QUEUE, Kind.AUDIO): 1,
         (Phase.DECODE, Kind.AUDIO): 1,
         (Phase.ANSWER, Kind.AUDIO): 1,
         (Phase.WRITE, Kind.AUDIO): 1,
     }
-    pictures, speech = numbers.calls["cpu", Kind.IMAGE], numbers.calls["cpu", Kind.AUDIO]
-    assert (pictures.calls, pictures.requests, pictures.new_tokens) == (2, 3, 12)
+    pictures, speech = numbers.work["cpu", Kind.IMAGE], numbers.work["cpu", Kind.AUDIO]
+    assert (pictures.requests, pictures.new_tokens) == (3, 12)
     assert (speech.requests, speech.speech_seconds) == (1, pytest.approx(1.5, abs=0.05))
+    assert 0 < pictures.seconds <= pictures.row_seconds
+    assert numbers.starved["cpu"] > 0  # until the first was decoded
     assert meter.rates().total_per_minute > 0
     assert set(meter.rates().seconds_per_file) == {Kind.IMAGE, Kind.AUDIO}
 
@@ -63,14 +65,14 @@ def test_a_file_at_fault_and_one_that_waits(
     desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (desk.inbox / "bad.jpg").write_bytes(b"this is no picture")
-    decode, refusals = desk.pool.decode, [SourceFault("a.png: a bad sector")]
+    decode, refusals = desk.pool.try_decode, [SourceFault("a.png: a bad sector")]
 
-    def now_and_then(path: bytes, *args: Any, **options: Any) -> Decoding:
+    def now_and_then(path: bytes, *args: Any, **options: Any) -> Decoding | None:
         if path.endswith(b"a.png") and refusals:
             raise refusals.pop()
         return decode(path, *args, **options)
 
-    monkeypatch.setattr(desk.pool, "decode", now_and_then)
+    monkeypatch.setattr(desk.pool, "try_decode", now_and_then)
     meter = Meter()
     desk.add(desk.inbox / "bad.jpg", make_picture(desk.inbox / "a.png"))
     desk.start(FakeEngine(), batch_size=1, meter=meter)
@@ -98,11 +100,11 @@ def test_an_answer_that_is_copied_is_no_work_of_the_engine(
     assert numbers.ended == {("in", Kind.AUDIO, State.DONE): 2}
     assert numbers.copied == {("in", Kind.AUDIO): 1}
     assert numbers.audio_seconds == {"in": pytest.approx(1.0)}
-    assert numbers.calls["cpu", Kind.AUDIO].calls == 1
+    assert numbers.work["cpu", Kind.AUDIO].requests == 1
 
 
-def test_a_call_that_does_not_fit(desk: Desk, make_picture: Callable[..., Path]) -> None:
-    desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(2)))
+def test_a_request_that_does_not_fit(desk: Desk, make_picture: Callable[..., Path]) -> None:
+    desk.add(*(make_picture(desk.inbox / f"{n}.png", (3000, 2000)) for n in range(2)))
     meter = Meter()
     desk.start(FakeEngine(failures={1: DeviceError("cpu: out of memory")}), meter=meter)
     desk.wait_for(2)
@@ -110,7 +112,7 @@ def test_a_call_that_does_not_fit(desk: Desk, make_picture: Callable[..., Path])
 
     numbers = meter.numbers()
     assert numbers.too_large == {("cpu", Kind.IMAGE): 1}
-    assert numbers.calls["cpu", Kind.IMAGE].requests == 2
+    assert numbers.work["cpu", Kind.IMAGE].requests == 2
 
 
 def test_an_inbox_that_pauses(

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,8 +19,9 @@ from deskkit import WAIT_SECONDS, Desk
 from phi4d import demo
 from phi4d.engine.fake import FakeEngine
 from phi4d.engine.phi4 import Phi4Engine
+from phi4d.engine.requests import Asked
 from phi4d.errors import EnvironmentFault
-from phi4d.job import Completion, Kind, Request, State
+from phi4d.job import Kind, Request, State
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.store import Store
 
@@ -53,24 +54,25 @@ def written(desk: Desk) -> set[str]:
     return {path.name for path in desk.outbox.iterdir()}
 
 
-def test_one_of_a_call_stops_and_the_others_are_answered_as_ever(
+def test_one_stops_and_the_others_are_answered_as_ever(
     desk: Desk, make_picture: Callable[..., Path]
 ) -> None:
-    # given three files in one call
+    # given three files that are answered beside each other
     desk.add(*(make_picture(desk.inbox / f"{n}.png", (64 + n, 48)) for n in range(3)))
     engine = FakeEngine(gate=threading.Event())
-    desk.start(engine, batch_size=3)
-    assert engine.entered.wait(WAIT_SECONDS)
+    worker = desk.start(engine, batch_size=3)
+    while engine.most < 3:
+        worker.join(0.01)
     # when one of them is cancelled
     cancel(desk, "1.png")
     ((job, result, words),) = desk.wait_for(1)
-    # then it ends in the middle of the call, and nothing is written of it
+    # then it ends in the midst of it, and nothing is written of it
     assert (job.name, result, words) == ("1.png", None, WHY)
     assert engine.gate
     engine.gate.set()
     answers = desk.results(3)
     assert standing(desk, "1.png") == ("failed", "operator", WHY)
-    assert [len(call) for call in engine.calls] == [3, 2]
+    assert len(engine.calls) == 3
     assert {name: result.text for name, result in answers.items()} == {
         "0.png": "picture 64x48: Describe.",
         "2.png": "picture 66x48: Describe.",
@@ -86,35 +88,39 @@ def test_one_of_a_call_stops_and_the_others_are_answered_as_ever(
 
 
 def test_with_a_real_model_the_others_answers_are_the_same_to_the_letter(desk: Desk) -> None:
-    # given four pictures in one call of the toy, of which one is cancelled at the third token
+    # given four pictures beside each other in the toy, of which one is cancelled after some tokens
     engine = Phi4Engine.load(str(demo.CHECKPOINT), name=demo.NAME, threads=1)
-    calls: list[int] = []
-    generate = engine.generate
+    pictures = sorted(demo.SAMPLES.glob("shapes-*"))
+    asked: list[Asked] = []
+    serve = engine.serve
 
-    def telling(
-        requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
-    ) -> list[Completion]:
-        calls.append(len(requests))
-        steps = iter(range(100))
+    def telling(source: Any, on_result: Any, *, on_step: Any = None) -> None:
+        steps = iter(range(1000))
+        while worker._answering.ready().total() < len(pictures) - len(asked):
+            worker.join(0.01)
+
+        def noting(room: int) -> Any:
+            taken = source(room)
+            asked.extend(taken)
+            return taken
 
         def step() -> None:
-            if len(calls) == 1 and next(steps) == len(requests) + 3:
+            if len(asked) == len(pictures) and next(steps) == 3:
                 cancel(desk, "shapes-448x448.png")
-            if on_step:
-                on_step()
+                while standing(desk, "shapes-448x448.png")[0] == "running":
+                    worker.join(0.01)
+            on_step()
 
-        return generate(requests, on_step=step)
+        serve(noting, on_result, on_step=step)
 
-    engine.generate = telling  # type: ignore[method-assign]
-    pictures = sorted(demo.SAMPLES.glob("shapes-*"))
+    engine.serve = telling  # type: ignore[method-assign]
     desk.prompts[Kind.IMAGE] = "Describe the image."
     desk.add(*(Path(shutil.copy(picture, desk.inbox)) for picture in pictures))
     # when they are answered
-    desk.start(engine, batch_size=len(pictures))
+    worker = desk.start(engine, batch_size=len(pictures))
     found = desk.results(len(pictures))
     engine.close()
     # then the others' answers are those that the toy gives to each alone
-    assert calls == [len(pictures), len(pictures) - 1]
     expected = json.loads((demo.SAMPLES / "expected.json").read_text())
     assert {name: result.text for name, result in found.items()} == {
         picture.name: expected[picture.name]
@@ -124,33 +130,35 @@ def test_with_a_real_model_the_others_answers_are_the_same_to_the_letter(desk: D
 
 
 def test_a_recording_stops_between_two_of_its_stretches(desk: Desk) -> None:
-    class Telling(FakeEngine):
-        """Somebody cancels while the second stretch is answered."""
-
-        def generate(
-            self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
-        ) -> list[Completion]:
-            if len(self.calls) == 1:
-                cancel(desk, "long.wav")
-            return super().generate(requests, on_step=on_step)
+    def answer(request: Request) -> str:
+        if len(engine.calls) == 2:
+            cancel(desk, "long.wav")
+            desk.wait_for(1)
+        return "words"
 
     desk.add(Path(shutil.copy(LONG, desk.inbox / "long.wav")))
-    engine = Telling()
-    desk.start(engine, batch_size=1)
+    engine = FakeEngine(answer=answer)
+    worker = desk.start(engine, batch_size=1)
     desk.wait_for(1)
+    while worker.at_work():
+        worker.join(0.01)
     assert standing(desk, "long.wav") == ("failed", "operator", WHY)
-    assert len(engine.calls) == 2
+    assert len(engine.calls) <= 3
     assert written(desk) == set()
 
 
-def test_what_is_done_by_then_is_done(desk: Desk, make_picture: Callable[..., Path]) -> None:
-    # given a file that is cancelled when its last token is there
-    def answer(request: Request) -> str:
+def test_what_is_done_by_then_is_done(
+    desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a file that is cancelled when its sidecars are there
+    def finish(*args: Any, **options: Any) -> bool:
         cancel(desk, "a.png")
-        return "an answer"
+        return real(*args, **options)
 
+    real = desk.store.finish
+    monkeypatch.setattr(desk.store, "finish", finish)
     desk.add(make_picture(desk.inbox / "a.png"))
-    desk.start(FakeEngine(answer=answer))
+    desk.start(FakeEngine(answer=lambda request: "an answer"))
     # then it is done, and the mark has gone
     assert desk.results(1)["a.png"].text == "an answer"
     assert standing(desk, "a.png") == ("done", None, None)
@@ -165,13 +173,13 @@ def test_a_file_that_is_being_decoded_stops_and_lets_its_process_go(
 ) -> None:
     # given decode processes that do not get on
     begun = threading.Event()
-    real = pool.decode
+    real = pool.try_decode
 
-    def decode(*args: Any, **options: Any) -> Decoding:
+    def decode(*args: Any, **options: Any) -> Decoding | None:
         begun.set()
         return real(*args, **options)
 
-    monkeypatch.setattr(pool, "decode", decode)
+    monkeypatch.setattr(pool, "try_decode", decode)
     stopped = list(pool._all)
     for process in stopped:
         os.kill(process.pid, signal.SIGSTOP)
@@ -286,15 +294,12 @@ def test_whatever_is_cancelled_when_each_file_is_done_or_given_up_and_no_process
                 worker.heed_cancels()
 
     class Disturbed(FakeEngine):
-        def generate(
-            self, requests: Sequence[Request], *, on_step: Callable[[], None] | None = None
-        ) -> list[Completion]:
+        def serve(self, source: Any, on_result: Any, *, on_step: Any = None) -> None:
             def step() -> None:
                 cancel_something()
-                if on_step:
-                    on_step()
+                on_step()
 
-            return super().generate(requests, on_step=step)
+            super().serve(source, on_result, on_step=step)
 
     for name in names:
         if name.endswith(".wav"):

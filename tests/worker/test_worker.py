@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from deskkit import WAIT_SECONDS, Desk
 from kit import Clock
 
@@ -21,10 +23,21 @@ from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine
 from phi4d.engine.resident import Resident
 from phi4d.errors import DecoderDied, DeviceError, DeviceLost, EnvironmentFault
-from phi4d.job import Arrival, Completion, Fingerprint, Job, Kind, Request, Sampling
+from phi4d.job import Arrival, Fingerprint, Job, Kind, Request, Sampling
 from phi4d.prepared.cutting import size
-from phi4d.scheduler import Turns
 from phi4d.worker import DECODER_TRIES, DEVICE_DEATHS, Worker
+
+LONG = demo.SAMPLES / "digits-long.mp3"
+"""a recording of eight pieces"""
+CHANGED: dict[str, Any] = {
+    "batch_size": 4,
+    "max_new_tokens": 512,
+    "sampling": Sampling(),
+    "max_attempts": 5,
+    "retry_seconds": 0.001,
+    "reuse": False,
+    "ahead": 2,
+}
 
 
 class TestWork:
@@ -44,17 +57,57 @@ class TestWork:
         assert (desk.outbox / "c.wav.json").exists()
         assert desk.counts() == {"done": 3}
 
-    def test_batches_are_of_one_kind_and_no_larger_than_told(
+    def test_the_engine_has_both_kinds_beside_each_other_and_no_more_than_told(
         self, desk: Desk, make_picture: Callable[..., Path], make_recording: Callable[..., Path]
     ) -> None:
         files = [make_picture(desk.inbox / f"{n}.png") for n in range(5)]
         files += [make_recording(desk.inbox / f"{n}.wav") for n in range(3)]
         desk.add(*files)
-        engine = FakeEngine()
-        desk.start(engine, batch_size=3)
+        engine = FakeEngine(gate=threading.Event())
+        worker = desk.start(engine, batch_size=3)
+        while engine.most < 3:
+            worker.join(0.01)
+        assert {request.kind for (request,) in engine.calls} == set(Kind)
+        assert engine.gate
+        engine.gate.set()
         desk.wait_for(8)
-        assert [len(call) for call in engine.calls] == [3, 3, 2]
-        assert all(len({request.kind for request in call}) == 1 for call in engine.calls)
+        assert engine.most == 3
+
+    def test_how_many_it_may_have_can_be_changed(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(6)))
+        engine = FakeEngine(gate=threading.Event())
+        worker = desk.start(engine, batch_size=1)
+        assert engine.entered.wait(WAIT_SECONDS)
+        worker.change(**CHANGED)
+        while engine.most < 4:
+            worker.join(0.01)
+        assert engine.gate
+        engine.gate.set()
+        desk.wait_for(6)
+        assert engine.most == 4
+
+    def test_a_small_file_does_not_wait_for_a_long_one(
+        self, desk: Desk, make_recording: Callable[..., Path]
+    ) -> None:
+        # given a recording of eight pieces, of which a few fill the engine
+        desk.add(Path(shutil.copy(LONG, desk.inbox / "long.mp3")))
+        engine = FakeEngine(gate=threading.Event(), tokens=50)
+        worker = desk.start(engine, batch_size=2, ahead=2)
+        while engine.most < 2:
+            worker.join(0.01)
+        # when a memo comes
+        desk.add(make_recording(desk.inbox / "memo.wav"))
+        while "in/memo.wav" not in [name for name, _ in worker.at_work()]:
+            worker.join(0.01)
+        assert engine.gate
+        engine.gate.set()
+        # then it is answered before the rest of the recording
+        assert [job.name for job, _, _ in desk.wait_for(2)] == ["memo.wav", "long.mp3"]
+        starts = [segment.start for segment in desk.results(2)["long.mp3"].segments]
+        assert starts == sorted(starts)
+        assert len(starts) == 8
 
     def test_a_recording_waits_for_no_import_of_pictures(
         self, desk: Desk, make_picture: Callable[..., Path], make_recording: Callable[..., Path]
@@ -87,9 +140,6 @@ class TestWork:
         assert (desk.outbox / "a.png.txt").read_text() == "picture 64x48: Describe. […]\n"
 
     def test_a_recording_of_silence_has_an_empty_transcript(self, desk: Desk) -> None:
-        import numpy as np
-        import soundfile
-
         path = desk.inbox / "silence.wav"
         soundfile.write(path, np.zeros(16_000), 16_000)
         desk.add(path)
@@ -199,18 +249,18 @@ class TestFilesAtFault:
         self, desk: Desk, make_recording: Callable[..., Path]
     ) -> None:
         desk.add(make_recording(desk.inbox / "a.wav"))
-        real, tries = desk.pool.decode, []
+        real, tries = desk.pool.try_decode, []
 
         def decode(*args: Any, **options: Any) -> Any:
             tries.append(1)
             raise DecoderDied("the decode process was killed by SIGSEGV")
 
-        desk.pool.decode = decode  # type: ignore[method-assign]
+        desk.pool.try_decode = decode  # type: ignore[method-assign]
         try:
             desk.start(FakeEngine())
             ((_, _, words),) = desk.wait_for(1)
         finally:
-            desk.pool.decode = real  # type: ignore[method-assign]
+            desk.pool.try_decode = real  # type: ignore[method-assign]
         assert len(tries) == DECODER_TRIES
         assert "SIGSEGV" in words
         assert desk.counts() == {"failed": 1}
@@ -254,15 +304,15 @@ class TestSurroundings:
         assert desk.counts() == {"done": 2}
         assert caplog.text.count('inbox "in" pauses, nothing is lost') == 1
         assert 'inbox "in": works again' in caplog.text
-        # the model was asked once in vain, and not again before the outbox could be written
-        assert len(engine.calls) == 2
+        # the model was asked in vain about what it had, and not again before it could be written
+        assert len(engine.calls) <= 4
         assert [job.attempts for job, _, _ in desk.ended] == [1, 1]
 
     def test_a_disk_that_cannot_be_read_pauses_the_inbox_and_costs_no_attempt(
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
     ) -> None:
         desk.add(make_picture(desk.inbox / "a.png"))
-        real, refusals = desk.pool.decode, [1, 1, 1]
+        real, refusals = desk.pool.try_decode, [1, 1, 1]
 
         def decode(*args: Any, **options: Any) -> Any:
             if refusals:
@@ -270,12 +320,12 @@ class TestSurroundings:
                 raise EnvironmentFault("cannot be read: Input/output error")
             return real(*args, **options)
 
-        desk.pool.decode = decode  # type: ignore[method-assign]
+        desk.pool.try_decode = decode  # type: ignore[method-assign]
         try:
             desk.start(FakeEngine(), max_attempts=1)
             desk.wait_for(1)
         finally:
-            desk.pool.decode = real  # type: ignore[method-assign]
+            desk.pool.try_decode = real  # type: ignore[method-assign]
         assert desk.counts() == {"done": 1}
         assert caplog.text.count("pauses, nothing is lost") == 1
         assert caplog.text.count("works again") == 1
@@ -316,10 +366,6 @@ class TestSurroundings:
         assert desk.counts() == {"done": 1}
 
 
-LONG = demo.SAMPLES / "digits-long.mp3"
-"""a recording of eight pieces"""
-
-
 def asked(request: Request) -> float:
     """What a request asks of the memory: crops, or seconds."""
     most = (request.max_crops or 36) if request.kind is Kind.IMAGE else 30
@@ -327,33 +373,34 @@ def asked(request: Request) -> float:
 
 
 class TestMemory:
-    def test_the_batch_is_halved_until_it_fits_and_stays_so(
-        self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    def test_what_was_answered_before_is_not_asked_again(self, desk: Desk) -> None:
+        # given a recording of several pieces, of which the second does not fit
+        with desk.pool.decode(os.fsencode(LONG), Kind.AUDIO) as pieces:
+            speech = np.concatenate([piece.media for piece in pieces])
+        soundfile.write(desk.inbox / "a.wav", np.tile(speech, 3), 16_000)
+        with desk.pool.decode(os.fsencode(desk.inbox / "a.wav"), Kind.AUDIO) as pieces:
+            lengths = [len(piece.media) for piece in pieces]
+        desk.add(desk.inbox / "a.wav")
+        engine = FakeEngine(failures={2: DeviceError("cpu: out of memory")})
+        desk.start(engine, batch_size=1)
+        (result,) = desk.results(1).values()
+        # then that one is asked about in parts, and everything else once
+        asked = [len(request.media) for (request,) in engine.calls]
+        assert asked[:2] == lengths[:2]
+        assert len(asked) > len(lengths) + 1
+        assert sum(asked) - lengths[1] == sum(lengths)
+        spans = [(segment.start, segment.end) for segment in result.segments]
+        assert spans == sorted(spans)
+        assert desk.ended[0][0].attempts == 1
+
+    def test_where_memory_holds_fewer_beside_each_other_nothing_is_reduced(
+        self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(8)))
         engine = FakeEngine(capacity=lambda requests: len(requests) <= 2)
         desk.start(engine, batch_size=8)
-        desk.wait_for(8)
-        desk.add(*(make_picture(desk.inbox / f"later{n}.png") for n in range(4)))
-        desk.wait_for(12)
-        assert [len(call) for call in engine.calls] == [8, 4, 2, 2, 2, 2, 2, 2]
-        assert desk.counts() == {"done": 12}
-        assert [job.attempts for job, _, _ in desk.ended] == [1] * 12
-        assert not any(result.reduced for result in desk.results(12).values())
-        assert caplog.text.count("from now on pictures: at most 4 a call") == 1
-        assert caplog.text.count("from now on pictures: at most 2 a call") == 1
-
-    def test_what_was_answered_before_is_not_asked_again(self, desk: Desk) -> None:
-        desk.add(Path(shutil.copy(LONG, desk.inbox)))
-        engine = FakeEngine(failures={3: DeviceError("cpu: out of memory")})
-        desk.start(engine, batch_size=2)
-        (result,) = desk.results(1).values()
-        assert [len(call) for call in engine.calls] == [2, 2, 2, 1, 1, 1, 1]
-        answered = [request for n, call in enumerate(engine.calls) for request in call if n != 2]
-        assert len({id(request.media) for request in answered}) == 8
-        assert len(result.segments) == 8
-        assert list(result.segments) == sorted(result.segments, key=lambda s: s.start)
-        assert desk.ended[0][0].attempts == 1
+        assert not any(result.reduced for result in desk.results(8).values())
+        assert len(engine.calls) == 8
 
     def test_large_pictures_get_fewer_crops_and_say_so_and_small_ones_do_not(
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
@@ -365,7 +412,7 @@ class TestMemory:
         engine = FakeEngine(capacity=lambda requests: asked(requests[0]) <= 4)
         desk.start(engine, batch_size=1)
         found = desk.results(2)
-        assert [asked(request) for (request,) in engine.calls] == [35, 12, 4, 1]
+        assert sorted(asked(request) for (request,) in engine.calls) == [1, 4, 12, 35]
         assert (found["large.png"].reduced, found["small.png"].reduced) == (
             "at most 4 crops: device memory",
             "",
@@ -373,8 +420,8 @@ class TestMemory:
         record = json.loads((desk.outbox / "large.png.json").read_text())
         assert record["reduced"] == "at most 4 crops: device memory"
         assert "reduced" not in json.loads((desk.outbox / "small.png.json").read_text())
-        assert caplog.text.count("at most 1 a call, at most 12 crops") == 1
-        assert caplog.text.count("at most 1 a call, at most 4 crops") == 1
+        assert caplog.text.count("from now on pictures: at most 12 crops") == 1
+        assert caplog.text.count("from now on pictures: at most 4 crops") == 1
 
     def test_a_rung_that_asks_no_less_is_left_out(
         self, desk: Desk, make_picture: Callable[..., Path]
@@ -414,96 +461,68 @@ class TestMemory:
         desk.wait_for(2)
         desk.add(*(make_recording(desk.inbox / f"{n}.wav", 20.0) for n in range(4)))
         found = desk.results(6)
-        assert [len(call) for call in engine.calls if call[0].kind is Kind.AUDIO] == [4]
+        assert len([call for call in engine.calls if call[0].kind is Kind.AUDIO]) == 4
         assert [found[f"{n}.wav"].reduced for n in range(4)] == [""] * 4
 
     def test_at_last_a_request_has_the_device_for_itself(
         self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
-        # given two slots of one device, and a call of one that lasts
+        # given two slots of one device, of which each has a file for long
         inside: list[FakeEngine] = []
-        entered = threading.Event()
 
         class Slot(FakeEngine):
-            def generate(self, *args: Any, **options: Any) -> list[Completion]:
+            def serve(self, *args: Any, **options: Any) -> None:
                 inside.append(self)
                 try:
-                    return super().generate(*args, **options)
+                    super().serve(*args, **options)
                 finally:
                     inside.remove(self)
 
-        slots = [Slot(gate=threading.Event()) for _ in range(2)]
-        gates = [slot.gate for slot in slots if slot.gate]
-        slots[0].entered = slots[1].entered = entered
-        workers = desk.start_all(slots)
-        waiting = tell_of_waiting(workers[0])
-        desk.add(make_picture(desk.inbox / "a.png", (10, 10)))
-        assert entered.wait(WAIT_SECONDS)
-        busy, other = (0, 1) if slots[0].calls else (1, 0)
-
         def holds(requests: Sequence[Request]) -> bool:
-            fits = len(inside) == 1
-            if not fits:
-                gates[other].clear()  # its next call lasts, too
-            return fits
+            return len(inside) == 1 or not any(len(request.media) == 20 for request in requests)
 
-        slots[other].capacity = holds
-        # when the other's fits only without it
-        gates[other].set()
+        slots = [Slot(gate=threading.Event(), capacity=holds) for _ in range(2)]
+        desk.add(make_picture(desk.inbox / "a.png"), make_picture(desk.inbox / "b.png"))
+        workers = desk.start_all(slots, batch_size=1)
+        while not all(slot.calls for slot in slots):
+            workers[0].join(0.01)
+        # when one of them gets a file that fits only without the other
         desk.add(make_picture(desk.inbox / "large.png", (20, 20)))
+        while not (has := [n for n in (0, 1) if "in/large.png" in at_work(workers[n])]):
+            workers[0].join(0.01)
+        waiting = tell_of_waiting(workers[has[0]])
+        gate, other = slots[has[0]].gate, slots[1 - has[0]].gate
+        assert gate
+        assert other
+        gate.set()
         assert waiting.wait(WAIT_SECONDS)
-        assert len(slots[other].calls) == 1
         # then it waits until the device is free
-        entered.clear()
-        gates[busy].set()
-        assert entered.wait(WAIT_SECONDS)
-        assert inside == [slots[other]]
-        # and nobody else gets in meanwhile
-        waiting.clear()
-        desk.add(make_picture(desk.inbox / "b.png", (10, 10)))
-        assert waiting.wait(WAIT_SECONDS)
-        assert inside == [slots[other]]
-        gates[other].set()
+        assert inside == [slots[1 - has[0]]]
+        other.set()
         found = desk.results(3)
+        assert len(slots[has[0]].calls) == 3
         assert not any(result.reduced for result in found.values())
 
     def test_a_job_that_a_device_refuses_waits_for_another_device(
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
     ) -> None:
-        # given a small device, and a large one that is busy
-        small = FakeEngine(device="cuda:0", gate=threading.Event())
-        large = FakeEngine(device="cuda:1", gate=threading.Event())
+        # given a small device and a large one
+        small, large = FakeEngine(device="cuda:0"), FakeEngine(device="cuda:1")
         small.capacity = lambda requests: asked(requests[0]) < 4
-        workers = desk.start_all([small, large], batch_size=2)
-        desk.add(make_picture(desk.inbox / "a.png"))
-        while not (small.calls or large.calls):
-            pass
-        desk.add(make_picture(desk.inbox / "b.png"))
-        assert small.entered.wait(WAIT_SECONDS)
-        assert large.entered.wait(WAIT_SECONDS)
-        refused, real = threading.Event(), workers[0]._slots.refuse
-
-        def refuse(job: int, device: str) -> bool:
-            refused.set()
-            return real(job, device)
-
-        workers[0]._slots.refuse = refuse  # type: ignore[method-assign]
-        # when the small one meets a file that it cannot hold
-        desk.add(make_picture(desk.inbox / "large.png", (3000, 2000)))
-        assert small.gate
-        small.gate.set()
-        assert refused.wait(WAIT_SECONDS)
-        desk.add(make_picture(desk.inbox / "later.png"))  # it goes on with others
-        desk.wait_for(2)
-        assert large.gate
-        large.gate.set()
+        desk.start_all([small, large], batch_size=1)
+        # when the small one meets a file that it cannot hold; others meet the large one
+        n = 0
+        while "waits for another device" not in caplog.text:
+            n += 1
+            desk.add(make_picture(desk.inbox / f"large{n}.png", (3000, 2000)))
+            desk.wait_for(n)
         # then the large one takes it, with nothing reduced
-        result = desk.results(4)["large.png"]
+        result = desk.results(n)[f"large{n}.png"]
         assert (result.device, result.reduced) == ("cuda:1", "")
-        assert desk.counts() == {"done": 4}
-        assert "in/large.png: waits for another device: cuda:0: out of memory" in caplog.text
-        assert len([c for c in small.calls if asked(c[0]) == 4]) == 1
-        assert [job.attempts for job, _, _ in desk.ended] == [1] * 4
+        assert desk.counts() == {"done": n}
+        assert f"in/large{n}.png: waits for another device: cuda:0: out of memory" in caplog.text
+        assert len([call for call in small.calls if asked(call[0]) == 4]) == 1
+        assert {job.attempts for job, _, _ in desk.ended} == {1}
 
     def test_what_every_device_refuses_fails_with_what_to_do(
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
@@ -537,32 +556,14 @@ class TestMemory:
         assert desk.counts() == {"done": 1, "failed": 1}
         assert len(engine.calls) == 2
 
-    def test_nothing_of_a_failed_call_is_kept(
-        self, desk: Desk, make_picture: Callable[..., Path]
-    ) -> None:
-        class Tensor:
-            pass
 
-        made: list[weakref.ref[Tensor]] = []
-        alive: list[int] = []
-
-        class Leaky(FakeEngine):
-            def generate(self, *args: Any, **options: Any) -> list[Completion]:
-                alive.append(sum(tensor() is not None for tensor in made))
-                tensor = Tensor()  # lives as long as somebody holds the error of this call
-                made.append(weakref.ref(tensor))
-                return super().generate(*args, **options)
-
-        desk.add(*(make_picture(desk.inbox / f"{n}.png", (3000, 2000)) for n in range(4)))
-        engine = Leaky(capacity=lambda requests: sum(map(asked, requests)) <= 4)
-        desk.start(engine, batch_size=4)
-        desk.wait_for(4)
-        assert alive == [0] * 8
+def at_work(worker: Worker) -> list[str]:
+    return [name for name, _ in worker.at_work()]
 
 
 def tell_of_waiting(worker: Worker) -> threading.Event:
     """An event that is set whenever somebody waits at the gate of a worker's device."""
-    waiting, real = threading.Event(), worker._asking._gate.enter
+    waiting, real = threading.Event(), worker._answering._gate.enter
 
     def enter(*, alone: bool, on_wait: Callable[[], None]) -> Any:
         def wait() -> None:
@@ -571,7 +572,7 @@ def tell_of_waiting(worker: Worker) -> threading.Event:
 
         return real(alone=alone, on_wait=wait)
 
-    worker._asking._gate.enter = enter  # type: ignore[method-assign, assignment]
+    worker._answering._gate.enter = enter  # type: ignore[method-assign, assignment]
     return waiting
 
 
@@ -579,10 +580,10 @@ class TestLostDevice:
     LOST = DeviceLost("cuda:0: an illegal memory access was encountered")
 
     def again(self, desk: Desk, engine: FakeEngine) -> None:
-        """The next start, on a new engine, up to its end."""
+        """The next start, on a new engine, one request at a time, up to its end."""
         for worker in desk.workers:
             worker.join(WAIT_SECONDS)
-        worker = desk.start(engine)
+        worker = desk.start(engine, batch_size=1)
         worker.join(WAIT_SECONDS)
         assert worker.error is self.LOST
 
@@ -594,10 +595,15 @@ class TestLostDevice:
         self, desk: Desk, make_picture: Callable[..., Path], caplog: pytest.LogCaptureFixture
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(2)))
-        engine = FakeEngine(failures={1: self.LOST})
-        self.again(desk, engine)
-        assert len(engine.calls) == 1
-        # in a batch it may have been any of them: each goes alone from now on
+        engine = FakeEngine(failures={1: self.LOST}, gate=threading.Event())
+        worker = desk.start(engine)
+        while engine.most < 2:
+            worker.join(0.01)
+        assert engine.gate
+        engine.gate.set()
+        worker.join(WAIT_SECONDS)
+        assert worker.error is self.LOST
+        # beside each other, it may have been any of them: each goes alone from now on
         assert self.waiting(desk) == [("0.png", 1, 0), ("1.png", 1, 0)]
         assert str(self.LOST) in caplog.text
         self.again(desk, FakeEngine(failures={1: self.LOST}))
@@ -607,7 +613,7 @@ class TestLostDevice:
         self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(2)))
-        for _ in range(1 + DEVICE_DEATHS):
+        for _ in range(DEVICE_DEATHS):
             assert not desk.ended
             self.again(desk, FakeEngine(failures={1: self.LOST}))
         ((job, _, words),) = desk.ended
@@ -618,13 +624,11 @@ class TestLostDevice:
         desk.wait_for(2)
         assert desk.counts() == {"done": 1, "failed": 1}
 
-    def test_jobs_that_were_not_in_the_call_are_not_to_blame(
-        self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    def test_jobs_that_the_engine_did_not_have_are_not_to_blame(
+        self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
-        monkeypatch.setattr(Turns, "batch", lambda *_: desk.store.waiting(3, ["in"]))
-        worker = desk.start(FakeEngine(failures={2: self.LOST}), batch_size=1)
-        worker.join(WAIT_SECONDS)
+        self.again(desk, FakeEngine(failures={2: self.LOST}))
         assert self.waiting(desk) == [("1.png", 1, 1), ("2.png", 0, 0)]
 
     def test_a_slot_beside_it_is_not_to_blame_and_shares_no_call_with_a_suspect(
@@ -697,11 +701,10 @@ class TestBugs:
 
 
 class TestStop:
-    def test_between_two_calls_the_rest_is_put_back(
-        self, desk: Desk, make_picture: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    def test_what_the_engine_does_not_have_is_put_back(
+        self, desk: Desk, make_picture: Callable[..., Path]
     ) -> None:
         desk.add(*(make_picture(desk.inbox / f"{n}.png") for n in range(3)))
-        monkeypatch.setattr(Turns, "batch", lambda *_: desk.store.waiting(3, ["in"]))
         engine = FakeEngine(gate=threading.Event())
         worker = desk.start(engine, batch_size=1)
         assert engine.entered.wait(WAIT_SECONDS)
@@ -712,7 +715,21 @@ class TestStop:
         assert desk.counts() == {"done": 1, "queued": 2}
         assert [job.attempts for job in desk.store.waiting(9, ["in"])] == [0, 0]
 
-    def test_a_running_call_may_end(self, desk: Desk, make_picture: Callable[..., Path]) -> None:
+    def test_a_recording_that_is_not_read_to_its_end_is_put_back_within_a_step(
+        self, desk: Desk
+    ) -> None:
+        desk.add(Path(shutil.copy(LONG, desk.inbox)))
+        engine = FakeEngine(gate=threading.Event())
+        worker = desk.start(engine, batch_size=2)
+        assert engine.entered.wait(WAIT_SECONDS)
+        worker.stop()
+        worker.join(WAIT_SECONDS)  # the gate is closed: it waits for no answer
+        assert desk.counts() == {"queued": 1}
+        assert len(engine.calls) <= 2
+
+    def test_what_the_engine_has_may_end(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
         desk.add(make_picture(desk.inbox / "a.png"))
         engine = FakeEngine(gate=threading.Event())
         worker = desk.start(engine)
