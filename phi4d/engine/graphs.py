@@ -38,6 +38,8 @@ class Graphs:
     def __init__(self, device: str) -> None:
         self._device = device
         self._captures = device.startswith("cuda")
+        self._first: torch.cuda.CUDAGraph | None = None
+        """kept, for a pool that lost all its graphs could not be captured into again"""
         if self._captures:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -76,6 +78,7 @@ class Graphs:
             )
         else:
             captured[shape] = graph
+            self._first = self._first or graph
 
 
 def rows_shape(rows: int, most: int) -> int:

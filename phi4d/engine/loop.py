@@ -69,7 +69,7 @@ class Loop:
         arena: Arena | None = None,
     ) -> None:
         self._loaded = loaded
-        self.stop = stop
+        self._stop = stop
         self._never = never
         self._rows = rows
         self._cache_tokens = arena.tokens if arena else cache_tokens
@@ -78,7 +78,7 @@ class Loop:
         self._prompt_tokens = prompt_tokens or PROMPT_TOKENS[device.type]
         self._turn_tokens = max(1, self._prompt_tokens // 2)
         self._late = device.type != "cpu" if late is None else late
-        self.sheds = sheds
+        self._sheds = sheds
         self._graphs = graphs
         self._arena = arena
         self._numbers = itertools.count()
@@ -163,6 +163,17 @@ class Loop:
             if not ticket.ended:
                 ticket.cancelled = True
                 self._end(ticket)
+
+    def begin(self, *, stop: Collection[int], sheds: bool) -> None:
+        """Another call begins, when nothing is to do: what memory was too small for is tried again.
+
+        Args:
+            stop: see `Loop`.
+            sheds: the same.
+        """
+        self._stop, self._sheds = stop, sheds
+        for lane in self._lanes.values():
+            lane.most = None
 
     def warm(self, adapter: str, needs: int) -> int:
         """Give a lane its cache, and have its likeliest steps captured, before anybody comes.
@@ -344,7 +355,7 @@ class Loop:
         """One that cannot be read does not keep the others of its group out."""
         if isinstance(error, DeviceLost):
             raise error
-        if len(group) == 1 or (isinstance(error, DeviceError) and not self.sheds):
+        if len(group) == 1 or (isinstance(error, DeviceError) and not self._sheds):
             for ticket in group:
                 self._fail(ticket, error)
             return 0
@@ -360,7 +371,7 @@ class Loop:
             running = sorted(lane.running.values(), key=lambda ticket: ticket.number)
             if not running:
                 return
-            if not isinstance(error, DeviceError) or not self.sheds or len(running) == 1:
+            if not isinstance(error, DeviceError) or not self._sheds or len(running) == 1:
                 for ticket in running:
                     self._fail(ticket, error)
                 return
@@ -382,7 +393,7 @@ class Loop:
                 if ticket.ended:
                     continue
                 ticket.answer.append(token)
-                if token in self.stop or len(ticket.answer) == ticket.prompt.limit:
+                if token in self._stop or len(ticket.answer) == ticket.prompt.limit:
                     lane.leave(ticket)
                     self._end(ticket)
 

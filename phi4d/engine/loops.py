@@ -112,7 +112,7 @@ class Loops:
         if self._arena is not None and self._standing is None:
             self._standing = self._loop(self.rows)
         loop = self._standing or self._loop(rows)
-        loop.sheds, loop.stop = sheds, self._tokens.stop
+        loop.begin(stop=self._tokens.stop, sheds=sheds)
         try:
             yield loop
         except BaseException:

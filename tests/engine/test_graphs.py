@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,3 +47,63 @@ def test_where_nothing_can_be_captured_each_step_is_run():
         graphs.run(captured, (1, 128), lambda: ran.append(1))
     assert len(ran) == 3
     assert not captured
+
+
+class Graph:
+    """Stands for a CUDA graph where there is no CUDA: it counts how often it is replayed."""
+
+    def __init__(self):
+        self.replayed = 0
+
+    def replay(self):
+        self.replayed += 1
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """Graphs that capture, and what is done when one is: the second time it fails."""
+    begun = []
+
+    @contextlib.contextmanager
+    def capture(graph, **_):
+        begun.append(graph)
+        yield
+        if len(begun) > 1:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    return Graphs("cuda:0"), begun
+
+
+def test_a_shape_is_run_once_captured_and_replayed_from_then_on(capturing):
+    graphs, begun = capturing
+    captured, ran = {}, []
+    for _ in range(4):
+        graphs.run(captured, "a", lambda: ran.append("a"))
+    # the first time it is run, and run again to be captured, which does nothing to the device
+    assert ran == ["a", "a"]
+    assert begun[0].replayed == 3
+
+
+def test_what_cannot_be_captured_is_said_once_and_run_from_then_on(capturing, caplog):
+    graphs, begun = capturing
+    captured, ran = {}, []
+    graphs.run(captured, "a", lambda: None)
+    with caplog.at_level(logging.WARNING):
+        for shape in "bbcbc":
+            graphs.run(captured, shape, lambda: ran.append(1))
+    # each was run, the first once more in vain; what was captured before is replayed all the same
+    assert len(ran) == 6
+    assert len(begun) == 2
+    (said,) = caplog.messages
+    assert said == (
+        "cuda:0: a step cannot be captured as a CUDA graph, so answers take longer (CUDA error: "
+        "operation not permitted when stream is capturing)"
+    )
+    graphs.run(captured, "a", lambda: ran.append(1))
+    assert len(ran) == 6
+    assert begun[0].replayed == 1

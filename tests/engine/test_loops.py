@@ -75,6 +75,15 @@ def test_a_stream_that_was_left_in_the_midst_harms_no_later_one(settled, engine,
     assert served(settled, asked) == texts(engine, asked)
 
 
+def test_what_there_was_too_little_memory_for_is_tried_again_by_the_next_call(settled, asked):
+    lanes = list(settled._loops._standing._lanes.values())
+    for lane in lanes:
+        lane.most = 1
+    served(settled, asked[:1])
+    assert lanes
+    assert all(lane.most is None for lane in lanes)
+
+
 def test_a_request_that_has_no_room_in_the_arena_fails_alone(settled, engine, asked):
     # given a request of more tokens, with its answer, than there are
     tokens = settled._loops._arena.tokens

@@ -78,6 +78,27 @@ def clips(tokens: int = 16) -> list[Request]:
     return [clip(length, seed, tokens) for seed, length in enumerate(lengths)]
 
 
+def launched(it: Phi4Engine) -> None:
+    """From now on it launches its steps kernel by kernel."""
+    loops = it._loops
+    if loops._standing is not None:
+        loops._standing.close()
+    loops._standing = loops._graphs = None
+
+
+def captured(it: Phi4Engine) -> int:
+    """How many steps are captured; each time one is captured in vain, that is for good."""
+    loop = it._loops._standing
+    assert loop is not None
+    return sum(len(lane._captured) for lane in loop._lanes.values())
+
+
+def cache_bytes(it: Phi4Engine) -> int:
+    """What its caches take."""
+    arena = it._loops._arena
+    return sum(tensor.nbytes for tensor in arena._memory) if arena else 0
+
+
 def alone(it: Phi4Engine, requests: list[Request]) -> list[Completion]:
     """Each request asked for itself."""
     return [it.generate([request])[0] for request in requests]

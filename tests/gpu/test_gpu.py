@@ -56,7 +56,7 @@ def check_slot(slot: Slot) -> None:
     before = held()
     it = engine(slot)
     if CUDA and SIZE == "full":
-        took = held() - before
+        took = held() - before - kit.cache_bytes(it)
         assert abs(took - slot.needs_bytes) < 0.05 * slot.needs_bytes, (took, slot.needs_bytes)
     for requests in (pictures(), clips()):
         by_one = alone(it, requests)
@@ -76,7 +76,8 @@ def check_slot(slot: Slot) -> None:
         print(f"  36 crops: {worked / GB:.2f} of {slot.room_bytes / GB:.2f} GB planned")
         assert worked < slot.room_bytes
     it.close()
-    assert held() <= before + 50e6
+    # what cuBLAS works in stays, for the stream that captures as well
+    assert held() <= before + 120e6
 
 
 def test_the_plan_of_this_device() -> None:
@@ -119,6 +120,82 @@ def test_offloaded() -> None:
     resident.close()
     it = engine(Slot(DEVICE, "float32", offload_bytes=whole.size.embedding * 4), "small")
     assert [it.generate([one])[0].text for one in asked] == expected
+    it.close()
+
+
+def test_steps_are_captured_when_the_model_is_loaded_and_others_later() -> None:
+    it = engine(Slot(DEVICE, "bfloat16"))
+    if not CUDA:
+        print("  on the CPU nothing is captured: skipped")
+        it.close()
+        return
+    before = kit.captured(it)
+    print(f"  {before} steps captured, {it.rows} answers at a time")
+    assert before > 0
+    graphs = it._loops._graphs
+    assert graphs is not None
+    assert graphs._captures, "capturing failed; the log says why"
+    # a clip of a second looks less far than what was captured
+    it.generate([clip(1)])
+    assert kit.captured(it) > before
+    after = kit.captured(it)
+    it.generate([clip(1)])
+    assert kit.captured(it) == after
+    assert graphs._captures, "capturing failed; the log says why"
+    it.close()
+
+
+def test_captured_steps_answer_as_those_that_are_launched() -> None:
+    from phi4d.job import Sampling
+
+    it = engine(Slot(DEVICE), "small")
+    samplings = [
+        Sampling(),
+        Sampling(temperature=0.8, seed=7),
+        Sampling(repetition_penalty=1.3),
+        Sampling(temperature=1.2, repetition_penalty=1.1, seed=8),
+    ]
+    asked = [
+        dataclasses.replace(one, sampling=samplings[i % len(samplings)])
+        for i, one in enumerate(clips(24))
+    ]
+    # given answers twice, the second time by what was captured the first time
+    first, again = it.generate(asked), it.generate(asked)
+    seen = it.generate(pictures(8))
+    kit.launched(it)
+    assert first == again == it.generate(asked)
+    assert seen == it.generate(pictures(8))
+    it.close()
+
+
+def test_a_stream_of_comings_and_goings_is_answered_as_one_at_a_time() -> None:
+    from phi4d.engine.requests import Asked
+
+    it = engine(Slot(DEVICE), "small")
+    asked = [clip(0.5 + i % 7, i, 1 + i * 5 % 23) for i in range(40)] + pictures(9)
+    coming, done = [Asked(one, i) for i, one in enumerate(asked)], {}
+
+    def source(room: int) -> list[Asked]:
+        taken, coming[:] = coming[: min(room, 3)], coming[min(room, 3) :]
+        return taken
+
+    it.serve(source, lambda one, ended: done.__setitem__(one.key, ended))
+    expected = alone(it, asked)
+    equal = sum(done[i] == expected[i] for i in range(len(asked)))
+    print(f"  {equal} of {len(asked)} equal")
+    assert equal >= len(asked) - 2  # a few may have a near-tie
+    it.close()
+
+
+def test_the_caches_leave_room_for_the_largest_requests() -> None:
+    it = engine(planned())
+    if CUDA:
+        free = devices.free_bytes(DEVICE)
+        print(f"  caches {kit.cache_bytes(it) / GB:.1f} GB, free {free / GB:.1f} GB")
+        assert kit.cache_bytes(it) > 0
+    together = [picture(4000, 4000, tokens=4), *(picture(900, 900, i, 4) for i in range(3))]
+    assert all(answer.new_tokens for answer in it.generate(together))
+    assert all(answer.new_tokens for answer in it.generate([clip(30, i, 4) for i in range(40)]))
     it.close()
 
 
