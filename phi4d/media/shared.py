@@ -42,6 +42,8 @@ def filled(data: NDArray[Any]) -> int:
 def mapped(descriptor: int, most: int) -> NDArray[np.uint8]:
     """What `filled` holds: (bytes,), to be read only. Closes the descriptor.
 
+    The array has one of its own for as long as it lives (Python's mmap does).
+
     Args:
         descriptor: of sealed memory.
         most: bytes that are accepted.
