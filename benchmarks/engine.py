@@ -147,6 +147,12 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "float16"])
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="answers of phi4d at a time; default: as many as pay. On a GPU their memory is taken "
+        "at the start, and the others need some beside it",
+    )
     parser.add_argument("--batch", type=int, default=16, help="rows of a static batch")
     parser.add_argument("--unmerged", action="store_true")
     parser.add_argument("--only", nargs="+", default=["one", "static", "phi4d"])
@@ -163,7 +169,7 @@ def measure(folder: Path, size: str, options: argparse.Namespace) -> dict[str, A
     """All ways, in one process, a warming request of each kind before each."""
     logging.set_verbosity_error()  # it says that weights are missing which are not
     slot = Slot(options.device, options.dtype, merged=not options.unmerged)
-    engine = Phi4Engine.load(folder, slot, endless=True)
+    engine = Phi4Engine.load(folder, slot, rows=options.rows, endless=True)
     rival = None
     if {"one", "static"} & set(options.only):
         rival = Rival(folder, options.device, options.dtype, engine)

@@ -100,11 +100,13 @@ def one(folder: Path, load: str, device: str) -> dict[str, Any]:
         devices.probe() if cuda else [], devices.cpu(), size, wishes, devices.installed()
     )
     begun = time.perf_counter()
-    engine = Phi4Engine.load(folder, slot)
+    engine = Phi4Engine.load(folder, slot, rows=8)
     if cuda:
         torch.cuda.synchronize(device)
     load_s = time.perf_counter() - begun
+    arena = engine._loops._arena
     weights = torch.cuda.memory_allocated(device) if cuda else 0
+    weights -= arena.nbytes if arena else 0
 
     rng = np.random.default_rng(0)
     picture = Request(

@@ -29,6 +29,7 @@ import models as bench
 
 from phi4d.engine.decoding import read_prompts
 from phi4d.engine.embedding import Embedding, Prompt
+from phi4d.engine.graphs import Graphs
 from phi4d.engine.grouping import evenly
 from phi4d.engine.lane import Lane, Ticket
 from phi4d.engine.loop import PROMPT_TOKENS
@@ -122,7 +123,8 @@ def parts(engine: Phi4Engine, size: str, batches: Iterable[int]) -> list[tuple[A
             name += f" in {len(sizes)} parts"
         made.append((name, Reading(model, there, sizes), len(sizes) * weights))
     for count in batches:
-        lane = Lane(loaded, "speech", engine._tokens.media)
+        graphs = None if engine.device == "cpu" else Graphs(engine.device)
+        lane = Lane(loaded, "speech", engine._tokens.media, graphs)
         lane.open(count, length + ANSWER)
 
         def go_on(lane: Lane = lane, count: int = count) -> None:
@@ -182,7 +184,7 @@ def main() -> int:
             place / "model", config(), bench.Layout.CONVERTED, ranks=ranks, device=options.device
         )
         slot = Slot(options.device, options.dtype, merged=True)
-        engine = Phi4Engine.load(place / "model", slot)
+        engine = Phi4Engine.load(place / "model", slot, rows=1)
         with torch.inference_mode():
             operations, read = machine(options.device, getattr(torch, options.dtype))
             print(f"machine: {operations / 1e12:.2f} TFLOP/s, {read / 1e9:.1f} GB/s")

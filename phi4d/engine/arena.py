@@ -40,6 +40,11 @@ class Arena:
         """begin to end, in tokens"""
 
     @property
+    def nbytes(self) -> int:
+        """What it takes of the device."""
+        return sum(memory.nbytes for memory in self._memory)
+
+    @property
     def room(self) -> int:
         """How many tokens one cache more could have."""
         return max(end - begin for begin, end in self._gaps())

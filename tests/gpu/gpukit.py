@@ -96,7 +96,7 @@ def captured(it: Phi4Engine) -> int:
 def cache_bytes(it: Phi4Engine) -> int:
     """What its caches take."""
     arena = it._loops._arena
-    return sum(tensor.nbytes for tensor in arena._memory) if arena else 0
+    return arena.nbytes if arena else 0
 
 
 def alone(it: Phi4Engine, requests: list[Request]) -> list[Completion]:
