@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -48,7 +49,11 @@ _TURNS = {
 
 
 def picture(
-    file: BinaryIO, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
+    file: BinaryIO,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_frames: int = MAX_FRAMES,
+    looked_at: Callable[[int, int], int] | None = None,
 ) -> tuple[Image.Image, dict[str, float]]:
     """Decode a picture, upright, the first frame of an animation, transparency laid on white.
 
@@ -56,11 +61,13 @@ def picture(
         file: open for reading and seekable, at its beginning.
         max_pixels: a picture whose header promises more is refused before it is decoded.
         max_frames: an animation with more frames, or a TIFF with more pages, is refused.
+        looked_at: how many pixels the model looks at of a picture of some height and width; None:
+            as many as it ever does.
 
     Returns:
         The picture in RGB, and the facts ``width`` and ``height``: the upright picture's own size
-        in pixels. Pictures beyond `MODEL_PIXELS` several times over come reduced, so there may be
-        fewer than the facts say.
+        in pixels. Pictures beyond what is looked at several times over come reduced, so there may
+        be fewer than the facts say.
 
     Raises:
         FileError: not a picture, damaged, cut off, too large, or of too many frames.
@@ -91,7 +98,8 @@ def picture(
                 # Read before loading: TIFF turns itself while it loads, and tells the turned size
                 # from the start.
                 turned = image.format != "TIFF" and _orientation(image) >= 5
-                found = _decoded(image)
+                most = looked_at(height, width) if looked_at else MODEL_PIXELS
+                found = _decoded(image, most)
             except MemoryError:
                 raise
             except Exception as error:
@@ -136,27 +144,27 @@ def _has_more(image: Image.Image, frames: int) -> bool:
     return False
 
 
-def _decoded(image: Image.Image) -> Image.Image:
+def _decoded(image: Image.Image, looked_at: int) -> Image.Image:
     """Decode, reduce, convert and turn upright."""
-    if factor := _reduction(image.size):
+    if factor := _reduction(image.size, looked_at):
         # Only JPEG knows draft; it decodes at 1/2, 1/4 or 1/8, never smaller than what is asked.
         image.draft("RGB", (image.width // factor, image.height // factor))
     image.load()
     orientation = _orientation(image)  # after loading: TIFF has forgotten it by then
     rgb = _rgb(image)
-    if factor := _reduction(rgb.size):
+    if factor := _reduction(rgb.size, looked_at):
         rgb = rgb.reduce(factor)
     return rgb.transpose(_TURNS[orientation]) if orientation in _TURNS else rgb
 
 
-def _reduction(size: tuple[int, int]) -> int:
+def _reduction(size: tuple[int, int], looked_at: int) -> int:
     """The whole number to divide a picture's sides by, or 0.
 
-    What is left has at least four times `MODEL_PIXELS`, twice in each direction, so the model's
-    own resampling still decides what it sees; it only keeps half a gigabyte of samples that the
-    model cannot use from travelling between processes.
+    What is left has at least four times the pixels that are looked at, twice in each direction, so
+    the model's own resampling still decides what it sees; it only saves the decoding, resampling
+    and carrying of what the model cannot use.
     """
-    factor = math.isqrt(size[0] * size[1] // (4 * MODEL_PIXELS))
+    factor = math.isqrt(size[0] * size[1] // (4 * looked_at))
     return factor if factor > 1 else 0
 
 

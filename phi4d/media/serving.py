@@ -71,7 +71,10 @@ class Server:
         prepare = Preparation.from_json(request["prepare"]) if request["prepare"] else None
         if request["kind"] == Kind.IMAGE:
             picture, size = images.picture(
-                file, max_pixels=request["max_pixels"], max_frames=request["max_frames"]
+                file,
+                max_pixels=request["max_pixels"],
+                max_frames=request["max_frames"],
+                looked_at=prepare.looked_at if prepare else None,
             )
             facts.update(size)
             yield Piece(prepare.picture(picture) if prepare else images.samples(picture))

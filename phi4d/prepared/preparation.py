@@ -12,7 +12,7 @@ from PIL import Image
 
 from phi4d.prepared.clip import Clip, clip
 from phi4d.prepared.mel import PUBLISHED, Mel
-from phi4d.prepared.tiles import MAX_CROPS, Tiles, tile
+from phi4d.prepared.tiles import MAX_CROPS, Tiles, layout, tile, widened
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ class Preparation:
     def picture(self, picture: NDArray[np.uint8] | Image.Image) -> Tiles:
         """A picture made ready; see `phi4d.prepared.tiles.tile`."""
         return tile(picture, self.max_crops)
+
+    def looked_at(self, height: int, width: int) -> int:
+        """The pixels of a picture of that size once it is on its grid."""
+        plan = layout(*widened(height, width, self.max_crops), self.max_crops)
+        return plan.height * plan.width
 
     def sound(self, samples: NDArray[np.float32]) -> Clip:
         """A stretch of sound made ready; see `phi4d.prepared.clip.clip`."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import mediakit
 import numpy as np
@@ -13,11 +14,12 @@ from PIL import Image, ImageOps
 
 from phi4d.errors import FileError
 from phi4d.media import images
+from phi4d.prepared.preparation import Preparation
 
 UPRIGHT = ["red", "green", "blue", "white"]
 
 
-def decode(data: bytes, **limits: int) -> tuple[np.ndarray, dict[str, float]]:
+def decode(data: bytes, **limits: Any) -> tuple[np.ndarray, dict[str, float]]:
     picture, facts = images.picture(io.BytesIO(data), **limits)
     return images.samples(picture), facts
 
@@ -179,6 +181,24 @@ def test_what_the_model_cannot_use_is_reduced(kind: str, monkeypatch: pytest.Mon
     assert 4 * 1000 <= samples.shape[0] * samples.shape[1] <= 16 * 1000
     assert abs(samples.shape[1] / samples.shape[0] - 4 / 3) < 0.05
     assert mediakit.corners(samples) == UPRIGHT
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_it_does_not_look_at_of_this_picture_is_reduced(kind: str) -> None:
+    # given a picture of twenty times the pixels that are looked at
+    prepare = Preparation(max_crops=1)
+    assert prepare.looked_at(1500, 2000) == 448 * 336
+    data = mediakit.saved(mediakit.picture(2000, 1500), kind)
+
+    samples, facts = decode(data, looked_at=prepare.looked_at)
+
+    # then four times are left, and the model is shown the same
+    assert facts == {"width": 2000.0, "height": 1500.0}
+    assert samples.shape == (750, 1000, 3)
+    shown, whole = (prepare.picture(found) for found in (samples, decode(data)[0]))
+    assert shown.layout == whole.layout
+    assert np.abs(shown.picture.astype(int) - whole.picture).mean() < 1
+    assert mediakit.corners(shown.picture) == UPRIGHT
 
 
 def test_what_the_model_can_use_is_not_touched() -> None:
