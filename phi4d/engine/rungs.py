@@ -43,18 +43,19 @@ class Room:
 COMFORTABLE = Room(activations=1_142_620_536, float16=1_358_309_520, tokens=9_585 + 512)
 """A picture in 36 crops, and an answer of 512 tokens. The figures are the larger of two peaks, the
 image tower's and that of the prompt's way through the language model with adapters beside its
-layers, since the cache is there during both. They are of transformers 5.24, and come from
+layers, since the cache is there during both. They are of transformers 5.24, and of a picture that
+is read whole. In turns, as it is read by now, it wants half:
 
     python benchmarks/working_memory.py
-    picture of 37 crops: 1,142,620,536 bytes
-    bfloat16, 8bit: prompt of 9585 tokens:   872,465,040 bytes
-    float16, 8bit:  prompt of 9585 tokens: 1,358,309,520 bytes
+    picture of 37 crops: 570,277,160 bytes
+    bfloat16, 8bit: prompt of 9585 tokens: 407,283,446 bytes
+    float16, 8bit:  prompt of 9585 tokens: 553,252,598 bytes
 
-and are the same without quantization."""
+The rest is room for several small requests that are read together."""
 TIGHT = Room(activations=250_139_633, float16=250_139_633, tokens=1_329 + 512)
-"""A picture in 4 crops, or a clip of 30 s. From the same command: the clip's tower, 250,139,633
-bytes; prompt of 1329 tokens in 8bit, 177,405,072 bytes, in float16 210,066,576, of which
-100,663,296 are a layer's weight, which is made anew for each use."""
+"""A picture in 4 crops, or a clip of 30 s, read whole: the clip's tower, 250,139,633 bytes; prompt
+of 1329 tokens in 8bit, 177,405,072 bytes, in float16 210,066,576, of which 100,663,296 are a
+layer's weight, which is made anew for each use."""
 PARAMETERS = 5_574_460_384
 """of the model that these figures are for: the sum of `phi4d.engine.plan.PUBLISHED`. A smaller one,
 such as the demo's toy, is given room in proportion."""
