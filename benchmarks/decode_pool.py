@@ -60,7 +60,7 @@ def main() -> int:
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory(prefix="phi4d-decode-") as folder:
         rows = compare(files(Path(folder)), rounds)
-        ready = preparing(files(Path(folder)), rounds)
+        ready = preparing(files(Path(folder), large=True), rounds)
         digests = hashing(Path(folder), rounds)
     left = {name: orphans(name) for name in ("phi4d", *(["pebble"] if pebble else []))}
     for name, count in left.items():
@@ -69,10 +69,13 @@ def main() -> int:
     return 0
 
 
-def files(folder: Path) -> dict[str, tuple[Path, Kind]]:
-    """A photo-like picture of 1 and of 12 megapixels, and a minute of speech."""
+def files(folder: Path, *, large: bool = False) -> dict[str, tuple[Path, Kind]]:
+    """A photo-like picture of 1, of 12, and maybe of 48 megapixels, and a minute of speech."""
     found: dict[str, tuple[Path, Kind]] = {}
-    for name, size in (("JPEG, 1 MP", (1155, 866)), ("JPEG, 12 MP", (4000, 3000))):
+    sizes = {"JPEG, 1 MP": (1155, 866), "JPEG, 12 MP": (4000, 3000), "JPEG, 48 MP": (8000, 6000)}
+    for name, size in sizes.items():
+        if name == "JPEG, 48 MP" and not large:
+            continue
         path = folder / f"{size[0]}.jpg"
         photo(size).save(path, quality=90)
         found[name] = (path, Kind.IMAGE)
