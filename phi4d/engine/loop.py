@@ -178,6 +178,8 @@ class Loop:
     def warm(self, adapter: str, needs: int) -> int:
         """Give a lane its cache, and have its likeliest steps captured, before anybody comes.
 
+        Where there is no room for a seat, nothing is done.
+
         Args:
             adapter: of its requests, which are short.
             needs: tokens that they take, prompt and answer, at most.
@@ -190,6 +192,8 @@ class Loop:
         """
         lane, length = self._lane(adapter, long=False), self._seat(needs)
         count = min(self._room(lane, length), self._most(length)) // length
+        if count < 1:
+            return 0
         lane.open(count, length)
         return lane.warm(length // 4)
 

@@ -36,6 +36,9 @@ CPU_ROWS = 32
 """answers of a stream that are written at a time on the CPU, for either kind, if nobody says how
 many"""
 
+SHARES = (1.0, 0.8, 0.6, 0.4)
+"""of the memory that was free, if more of it cannot be had"""
+
 
 class Loops:
     """Makes loops, and keeps the one that stands.
@@ -78,24 +81,17 @@ class Loops:
         free = devices.free_bytes(self._device)
         if slot.share_bytes:
             free = min(free, slot.share_bytes - slot.needs_bytes)
-        token = token_bytes(self._model)
-        it = sizes(free, working, token, rows)
-        with device_faults(self._device, f"taking room for {it.tokens} tokens"):
-            self._arena = Arena(self._model, it.tokens)
-        self.rows = it.rows
+        self.rows, self._arena = self._take(free, working, rows)
         self._standing = self._loop(self.rows)
-        steps = sum(
-            self._standing.warm(adapter, needs)
-            for adapter, needs in (("speech", SPEECH_TOKENS), ("vision", VISION_TOKENS))
-            if 2 * needs < it.tokens
-        )
+        steps = self._warm(self._standing)
+        token = token_bytes(self._model)
         log.info(
             "%s: %d answers at a time, %d tokens in the caches (%.1f GB), %.1f GB to work in, "
             "%d steps captured; this took %.1f s",
             self._device,
-            it.rows,
-            it.tokens,
-            it.tokens * token / 1e9,
+            self.rows,
+            self._arena.tokens,
+            self._arena.tokens * token / 1e9,
             working / 1e9,
             steps,
             time.monotonic() - began,
@@ -135,6 +131,33 @@ class Loops:
             raise RuntimeError(f"the loops on {self._device} are closed")
         return self._loaded
 
+    def _take(self, free: int, working: int, rows: int | None) -> tuple[int, Arena]:
+        """Memory for the caches, less where others were quicker; and rows for so much."""
+        model = self._model
+        for share in SHARES:
+            it = sizes(int(share * free), working, token_bytes(model), rows)
+            try:
+                with device_faults(self._device, f"taking room for {it.tokens} tokens"):
+                    return it.rows, Arena(model, it.tokens)
+            except DeviceLost:
+                raise
+            except DeviceError:
+                if share == SHARES[-1]:
+                    raise
+        raise AssertionError("there are shares")
+
+    def _warm(self, loop: Loop) -> int:
+        """Have the likeliest steps captured, if there is memory; returns how many."""
+        steps = 0
+        for adapter, needs in (("speech", SPEECH_TOKENS), ("vision", VISION_TOKENS)):
+            try:
+                steps += loop.warm(adapter, needs)
+            except DeviceLost:
+                raise
+            except DeviceError as error:
+                log.debug("not captured beforehand: %s", error)
+        return steps
+
     def _try_out(self, adapter: str, prompts: Iterable[Prompt]) -> int:
         """Bytes that the first of these takes which is not too large, beside weights and caches."""
         for prompt in prompts:
@@ -154,9 +177,11 @@ class Loops:
         loop = self._loop(count, captures=False)
         for _ in range(count):
             loop.submit(prompt, adapter)
-        finish(loop, lambda: None)
-        cache = loop.tokens * token_bytes(self._model)
-        loop.close()
+        try:
+            finish(loop, lambda: None)
+            cache = loop.tokens * token_bytes(self._model)
+        finally:
+            loop.close()
         return max(0, devices.peak_bytes(self._device) - before - cache)
 
     def _loop(self, rows: int, *, captures: bool = True) -> Loop:

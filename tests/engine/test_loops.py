@@ -6,7 +6,8 @@ import pytest
 import torch
 from enginekit import clip, long_clip, noise
 
-from phi4d.engine import embedding
+from phi4d.engine import embedding, loops
+from phi4d.engine.graphs import Graphs
 from phi4d.engine.phi4 import Phi4Engine
 from phi4d.engine.plan import Slot
 from phi4d.engine.requests import Asked
@@ -38,6 +39,10 @@ def served(it, requests):
 
     it.serve(source, lambda one, ended: done.__setitem__(one.key, ended))
     return [done[i] for i in range(len(requests))]
+
+
+def full(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def texts(it, requests):
@@ -119,6 +124,36 @@ def test_slots_that_share_a_device_share_its_memory(engine):
     it.settle(Slot("cpu", needs_bytes=10_000_000, share_bytes=share), 1024)
     arena = it._loops._arena
     assert 0 < arena.nbytes <= share - 10_000_000
+
+
+def test_where_others_were_quicker_less_memory_is_taken(engine, monkeypatch):
+    # given a device that has the memory no more that it had a moment ago, at first
+    asked, arena = [], loops.Arena
+
+    def take(model, tokens):
+        asked.append(tokens)
+        if len(asked) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return arena(model, tokens)
+
+    monkeypatch.setattr(loops, "Arena", take)
+    it = Phi4Engine(engine._loaded, engine._tokens, name="quick", device="cpu", max_crops=1)
+    it.settle(Slot("cpu", share_bytes=30_000_000), 1024)
+    # then it takes what there is
+    assert len(asked) == 3
+    assert asked[0] > asked[1] > asked[2] == it._loops._arena.tokens
+
+
+def test_where_memory_is_too_little_to_capture_steps_it_loads_all_the_same(
+    engine, monkeypatch, asked
+):
+    it = Phi4Engine(
+        engine._loaded, engine._tokens, name="full", device="cpu", captures=True, max_crops=1
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Graphs, "run", full)
+        it.settle(Slot("cpu"), 2)
+    assert served(it, asked) == texts(engine, asked)
 
 
 def test_closed_it_lets_all_memory_go(engine, asked):
