@@ -20,8 +20,6 @@ import sys
 import time
 from contextlib import suppress
 
-from phi4d.media.wire import Channel
-
 _MAX_KNOWN_BYTES = 1 << 20
 _NICENESS = 5  # decoding is ahead of the model; the threads that feed it go first
 _OOM_SCORE = 500  # of 1000, see proc(5): any user may raise it
@@ -34,11 +32,12 @@ def main(argv: list[str]) -> None:
     ``argv``: the socket's descriptor, the limit on memory in bytes, that on CPU time in seconds.
     """
     harden(int(argv[1]))
+    # Only now: what decoding needs is loaded within the limits.
+    from phi4d.media.serving import Server
+    from phi4d.media.wire import Channel
+
     channel = Channel(socket.socket(fileno=int(argv[0])))
     cpu_s = float(argv[2])
-    # Only now: whatever decoding needs is loaded within the limits.
-    from phi4d.media.serving import Server
-
     server = Server(channel, lambda: allow_cpu(cpu_s))
     _silence(2)  # from here on only codecs would write there
     channel.send({"is": "ready"})
