@@ -109,7 +109,7 @@ def load(checkpoint: Checkpoint, slot: Slot, progress: Progress | None = None) -
 def _channels_last(towers: nn.Module) -> None:
     """Have the towers' convolutions keep a place's channels together, which the CPU likes better.
 
-    A clip's tower took a fifth less, a picture's a fifteenth (docs/performance.md).
+    docs/performance.md has what it gains.
     """
     for module in towers.modules():
         if isinstance(module, nn.Conv2d):
