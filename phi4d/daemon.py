@@ -230,14 +230,15 @@ class Daemon:
 
     def _recover(self) -> None:
         """Go on from where a killed daemon was."""
-        cancelled = self._store.end_cancelled()
-        jobs = self._store.recover()
+        # swept first: whoever is killed in between finds the same jobs again, and what they left
         for folder in {
             os.path.dirname(os.path.join(self._rules[job.inbox].outbox, job.path))
-            for job in [*cancelled, *jobs]
+            for job in self._store.interrupted()
             if job.inbox in self._rules
         }:
             atomic.sweep(folder)
+        self._store.end_cancelled()
+        jobs = self._store.recover()
         if jobs:
             log.warning(
                 "%d files were being worked on when phi4d ended; begun again",
@@ -470,14 +471,14 @@ class Daemon:
         for worker in self._workers:
             worker.change(**settings.of_work(config))
         old = dict(self._rules)
+        # files of an inbox that is left out may be handed on until the watcher has left it
+        self._rules.replace({**old, **rules})
         for name in [name for name, rule in old.items() if rule != rules.get(name)]:
             # what kept it from working is tried anew, or is nobody's affair any more
             self._pauses.resume(name)
             self._notices.forget(name)
             originals.forget(name)
         self._make_folders([box for box in self._boxes if rules[box.name] != old.get(box.name)])
-        # files of an inbox that is left out may be handed on until the watcher has left it
-        self._rules.replace({**old, **rules})
         self._wait_for(watcher, watcher.change(watched, **settings.of_watching(config)))
         self._rules.replace(rules)
         if self._hooks is not None:

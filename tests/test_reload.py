@@ -173,9 +173,10 @@ class TestTakenUp:
         home.write("batch_size = 1", **{"in": "", "scans": 'priority = "high"'})
         assert daemon.reload() == Outcome((), 'inbox "scans" (priority)')
         control.ask(tmp_path / "state/control", "resume")
-        # then it does
+        # then it does, but that two are decoded side by side
         home.wait_for(*(f"{box}/{file.name}" for box, file in files))
-        assert [name.partition("/")[0] for name in home.ended] == ["scans"] * 3 + ["in"] * 3
+        order = [name.partition("/")[0] for name in home.ended]
+        assert (order[:2], order[-2:]) == (["scans"] * 2, ["in"] * 2)
 
     def test_another_outbox_is_tried_at_once(
         self, home: Home, daemon: Daemon, tmp_path: Path, make_picture: Picture
@@ -209,7 +210,8 @@ class TestTakenUp:
         daemon.reload()
         logging.getLogger("phi4d").debug("in detail")
         lines = [json.loads(line) for line in (tmp_path / "phi4d.log").read_text().splitlines()]
-        assert [lines[0]["event"], lines[-1]["message"]] == ["reloaded", "in detail"]
+        assert "reloaded" in [line.get("event") for line in lines]
+        assert "in detail" in [line["message"] for line in lines]
         # a file that something else rotated away is made anew
         (tmp_path / "phi4d.log").rename(tmp_path / "phi4d.log.old")
         daemon.reload()

@@ -393,6 +393,12 @@ class Store:
             )
         return cursor.rowcount == 1
 
+    def interrupted(self) -> list[Job]:
+        """At the start: what was running when the daemon died."""
+        with self._read() as db:
+            rows = db.execute(f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'running'").fetchall()
+        return [job(row) for row in rows]
+
     def end_cancelled(self) -> list[Job]:
         """At the start: what was cancelled while it ran, and did not stop in time, is given up.
 

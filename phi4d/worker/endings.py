@@ -147,7 +147,8 @@ class Endings:
         if alone:  # a folder in the outbox cannot be written, the others can
             self._put_off(task, str(fault), fault=fault.fault, count=False)
         else:
-            self.pause(task.job.inbox, fault)
+            if self._originals.rules.get(task.job.inbox) == task.rule:  # else it is another's now
+                self.pause(task.job.inbox, fault)
             self.put_back([task], count=False)
 
     def _changed(self, task: Task, error: FileChanged) -> None:

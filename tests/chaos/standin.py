@@ -7,8 +7,8 @@ The stand-in answers `number N` about a picture of `chaoskit.picture(N)`. With `
 appends ``LIFE N NANOSECONDS`` (of CLOCK_MONOTONIC) to a file: that outlives a kill and tells what
 was asked how often, and when. With ``--threads`` each thread appends its id and name. With
 ``--hold`` the thread of that name waits, before it does anything, until a file is there: so that
-strace can be attached to it alone. With ``--calls`` no more calls than that are answered, and the
-next one lasts. With ``--busy`` so many threads do nothing but hold up the others.
+strace can be attached to it alone. With ``--calls`` hardly more requests than that are
+answered, and the next one lasts. With ``--busy`` so many threads do nothing but hold up the others.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def main() -> int:
 
     def engines(settled: Config) -> Iterator[Engine]:
         for device in settled.device.split(","):
-            yield Engaged(device=device, answer=answer)
+            gate = threading.Event() if args.calls == 0 else None
+            yield Engaged(device=device, gate=gate, answer=answer)
 
     for _ in range(args.busy):
         threading.Thread(target=hold_up, daemon=True).start()
