@@ -231,14 +231,13 @@ def test_what_is_too_large_for_all_devices_fails_and_the_rest_is_done(desk, make
 
 def test_the_real_engine_goes_down_the_ladder(desk, engine, monkeypatch):
     # given the toy model on a device that holds eight seconds at a time
-    encoder = engine._loaded.models["speech"].model.embed_tokens_extend.audio_embed
+    encoder = engine._loaded.models["speech"].model.embed_tokens_extend.audio_embed.encoder
     real = encoder.forward
 
-    def forward(*args, **kwargs):
-        frames = kwargs["audio_input_features"].shape
-        if frames[0] * frames[1] > 810:  # 10 ms each
+    def forward(features, mask):
+        if features.shape[0] * features.shape[1] > 810:  # frames of 10 ms
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return real(*args, **kwargs)
+        return real(features, mask)
 
     monkeypatch.setattr(encoder, "forward", forward)
     desk.prompts[Kind.AUDIO] = TRANSCRIBE
