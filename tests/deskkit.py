@@ -33,16 +33,19 @@ class Desk:
         self.pauses = Pauses(0.01)
         self.rule: dict[str, Any] = {}
         """more of the inbox's rule, such as what becomes of originals"""
+        self.more: dict[str, Path] = {}
+        """more inboxes, by name; they have the same outbox"""
         self.prompts = {Kind.IMAGE: "Describe.", Kind.AUDIO: "Transcribe."}
         self.ended: list[tuple[Job, Result | None, str]] = []
         self.workers: list[Worker] = []
         self._changed = threading.Condition()
 
     def add(self, *paths: Path, inbox: str = "in") -> None:
+        folder = self.more.get(inbox, self.inbox)
         self.store.add(
             Arrival(
                 inbox,
-                os.fsencode(path.relative_to(self.inbox)),
+                os.fsencode(path.relative_to(folder)),
                 kind_of(os.fsencode(path.name)) or Kind.IMAGE,
                 Fingerprint.of(path.stat()),
             )
@@ -58,9 +61,8 @@ class Desk:
     def start_all(self, engines: Sequence[Engine], **options: Any) -> list[Worker]:
         """A worker for each engine; they are in `workers` before the first begins."""
         rules = {
-            "in": Rule(
-                os.fsencode(self.inbox), os.fsencode(self.outbox), self.prompts, **self.rule
-            ),
+            name: Rule(os.fsencode(folder), os.fsencode(self.outbox), self.prompts, **self.rule)
+            for name, folder in {"in": self.inbox, **self.more}.items()
         }
         options.setdefault("retry_seconds", 0.001)
         options.setdefault("reuse", False)  # many tests' files are the same

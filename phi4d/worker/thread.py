@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 CLAIM = 4  # files taken at once, where fewer would do: each time costs a sync of the store's disk
 READY = 16  # parts that wait for room at the engine, at most: each may be a picture of 22 MB
 LONG_SECONDS = 600.0  # a recording of more keeps its decode process for long
+LOOK_PAST = 256  # long recordings that wait may stand before what is short in their queue
 IDLE_SECONDS = 1.0
 LOOK_SECONDS = 0.25  # how often decode processes are looked at that say nothing
 BUSY_SECONDS = 30.0  # how often a model that was unloaded is tried again if it cannot be loaded
@@ -368,7 +369,7 @@ class Worker(threading.Thread):
                 self._endings.try_again(inbox)
         refused = self._slots.refused(self._engine.device)
         others = self._slots.resting(self)
-        waiting = self._without_long(self._store.waiting(n + others, inboxes, refused))
+        waiting = self._waiting(n + others, inboxes, refused)
         left = len(waiting) - others  # the first to have something leaves the rest to the others
         chosen = self._turns.pick(waiting, min(n, left if self._tasks else max(1, left)))
         for inbox in {job.inbox for job in chosen}:
@@ -382,10 +383,13 @@ class Worker(threading.Thread):
         rule = self._rules.get(inbox)
         return rule.priority if rule else "normal"
 
-    def _without_long(self, jobs: list[Job]) -> list[Job]:
-        """Jobs, but no more long recordings than leave a decode process to what is short."""
+    def _waiting(self, each: int, inboxes: list[str], refused: list[int]) -> list[Job]:
+        """What waits, but no more long recordings than leave a decode process to what is short."""
         has = sum(_is_long(task.job) for task in self._tasks.values() if not task.decoded)
         free = max(1, self._ahead - 1) - has
+        if free <= 0:
+            each += LOOK_PAST
+        jobs = self._store.waiting(each, inboxes, refused)
         long = [job for job in jobs if _is_long(job)]
         return [job for job in jobs if job not in long[max(0, free) :]]
 

@@ -24,6 +24,7 @@ from phi4d.engine.fake import FakeEngine
 from phi4d.engine.resident import Resident
 from phi4d.errors import DecoderDied, DeviceError, DeviceLost, EnvironmentFault
 from phi4d.job import Arrival, Fingerprint, Job, Kind, Request, Sampling
+from phi4d.media.pool import DecodePool
 from phi4d.prepared.cutting import size
 from phi4d.worker import DECODER_TRIES, DEVICE_DEATHS, Worker
 
@@ -181,6 +182,84 @@ class TestWork:
         )
         assert record.PHI4D_FILE == "a.png"  # type: ignore[attr-defined]
         assert "secret" not in caplog.text
+
+    def test_long_recordings_leave_a_decode_process_to_what_is_short(
+        self,
+        desk: Desk,
+        make_recording: Callable[..., Path],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # given two recordings that count as long, more of which waits than the engine has room for
+        monkeypatch.setattr("phi4d.worker.thread.LONG_SECONDS", 1.0)
+        desk.add(*(Path(shutil.copy(LONG, desk.inbox / f"{n}.mp3")) for n in range(2)))
+        engine = FakeEngine(gate=threading.Event())
+        worker = desk.start(engine, batch_size=1, ahead=2)
+        assert engine.entered.wait(WAIT_SECONDS)
+        # when something short comes
+        desk.add(make_recording(desk.inbox / "memo.wav", 0.3))
+        while "in/memo.wav" not in at_work(worker):
+            worker.join(0.01)
+        # then it is at work beside one of the two
+        assert at_work(worker) == ["in/0.mp3", "in/memo.wav"]
+        assert engine.gate
+        engine.gate.set()
+        assert [job.name for job, _, _ in desk.wait_for(3)] == ["memo.wav", "0.mp3", "1.mp3"]
+
+
+class TestPause:
+    def paused(self, desk: Desk, engine: FakeEngine, **options: Any) -> Worker:
+        """A worker whose inbox was paused in the midst of a recording."""
+
+        def answer(request: Request) -> str:
+            if len(engine.calls) == 2:
+                desk.pauses.hold({"in": "ada wants it"})
+                desk.workers[0].wake()
+                while desk.workers[0]._paused != {"in"}:
+                    desk.workers[0].join(0.01)
+            return "words"
+
+        engine.answer = answer
+        desk.add(Path(shutil.copy(LONG, desk.inbox)))
+        worker = desk.start(engine, batch_size=1, **options)
+        while worker._paused != {"in"} or worker._answering._inside:
+            worker.join(0.01)
+        return worker
+
+    def test_it_counts_within_a_step_and_the_recording_goes_on_where_it_was(
+        self, desk: Desk
+    ) -> None:
+        engine = FakeEngine()
+        worker = self.paused(desk, engine)
+        assert len(engine.calls) == 2
+        assert desk.counts() == {"running": 1}
+        desk.pauses.hold({})
+        worker.wake()
+        (result,) = desk.results(1).values()
+        assert len(result.segments) == 8
+        assert len(engine.calls) == 8  # none twice
+
+    def test_where_somebody_else_wants_its_decode_process_it_begins_anew_later(
+        self, desk: Desk, make_picture: Callable[..., Path]
+    ) -> None:
+        desk.more["other"] = desk.inbox.with_name("other")
+        desk.more["other"].mkdir()
+        with DecodePool(1) as desk.pool:
+            worker = self.paused(desk, FakeEngine(), ahead=2)
+            desk.add(make_picture(desk.more["other"] / "a.png"), inbox="other")
+            assert "a.png" in desk.results(1)
+            assert desk.counts() == {"queued": 1}
+            desk.pauses.hold({})
+            worker.wake()
+            assert len(desk.results(2)["digits-long.mp3"].segments) == 8
+            worker.stop()
+            worker.join()
+        assert {job.attempts for job, _, _ in desk.ended} == {1}
+
+    def test_a_stop_meanwhile_puts_it_back(self, desk: Desk) -> None:
+        worker = self.paused(desk, FakeEngine())
+        worker.stop()
+        worker.join(WAIT_SECONDS)
+        assert desk.counts() == {"queued": 1}
 
 
 class TestFilesAtFault:
