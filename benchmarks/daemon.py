@@ -149,9 +149,12 @@ def alone(config_file: Path, folder: Path, names: Sequence[str]) -> dict[str, An
 
     small, *others = requests.values()
     answer([small, *others[:2]])
+    used = time.process_time()
     seconds, tokens = answer(others)
+    used = time.process_time() - used
     result = {
         "seconds": seconds,
+        "cpu": used,
         "tokens": tokens,
         "small": statistics.median(answer([small])[0] for _ in range(5)),
         "rows": rows,
@@ -195,6 +198,13 @@ class Daemon:
         """What it said."""
         return (self._folder / "log").read_text(errors="replace")
 
+    def cpu(self) -> tuple[float, float]:
+        """Seconds of processor time so far: its own, and that of its decode processes."""
+        pid = self._process.pid
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        children = {int(one) for task in tasks for one in (task / "children").read_text().split()}
+        return cpu_s(pid), sum(map(cpu_s, children))
+
     def metric(self, name: str) -> float | None:
         """A metric, summed over its labels; None: there is none of that name."""
         with socket.socket(socket.AF_UNIX) as client:
@@ -218,6 +228,12 @@ class Daemon:
         """How long all answers are together, by the sidecars."""
         records = (self.outbox / f"{name}.json" for name in names)
         return sum(json.loads(record.read_text())["new_tokens"] for record in records)
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process so far, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -287,7 +303,9 @@ def round_of(folder: Path, model: Path, options: argparse.Namespace) -> dict[str
     with daemon(folder, config_file) as running:
         running.drop([there / "warm.wav", there / "warm.jpg"])
         before = {name: running.metric(name) or 0.0 for name in (BUSY, STARVED)}
+        used = running.cpu()
         seconds = running.drop([there / name for name in names])
+        own, decoding = (after - one for after, one in zip(running.cpu(), used, strict=True))
         busy = (running.metric(BUSY) or 0.0) - before[BUSY]
         starved = running.metric(STARVED)
         tokens = running.tokens(names)
@@ -299,6 +317,9 @@ def round_of(folder: Path, model: Path, options: argparse.Namespace) -> dict[str
         "engine_tokens": engine["tokens"],
         "daemon_s": seconds,
         "daemon_tokens": tokens,
+        "engine_cpu_s": engine["cpu"],
+        "daemon_cpu_s": own,
+        "decode_cpu_s": decoding,
         "waited": max(0.0, 1 - busy / seconds),
         "starved": None if starved is None else (starved - before[STARVED]) / seconds,
     }
@@ -405,6 +426,8 @@ def show(result: dict[str, Any]) -> None:
         print(f"  {name:40} {seconds:8.1f} s {files / seconds:8.2f} files/s")
     met = "met" if result["ratio"] >= WANTED else "MISSED"
     print(f"  {'throughput of the engine alone':40} {result['ratio']:8.1%}  {WANTED:.0%}: {met}")
+    cpu = "{engine_cpu_s:.1f} s, {daemon_cpu_s:.1f} s and {decode_cpu_s:.1f} s of decoding"
+    print(f"  {'processor time, alone and by the daemon':40} {cpu.format(**result)}")
     print(f"  {'time that the engine waited':40} {result['waited']:8.1%}")
     if result["starved"] is not None:
         print(f"  {'of it while files were at hand':40} {result['starved']:8.1%}")
