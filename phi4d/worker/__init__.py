@@ -1,10 +1,11 @@
 """The worker room: the thread that takes jobs from claim to finish on one slot.
 
-`thread` takes files and has them decoded; `answering` is the thread that drives the engine, which
-it wakes by a `bell`; `asking` says what that is asked, within its memory; `endings` decides, by
-whose fault something is, what becomes of a job; `originals` does with source files what their inbox
-wants. It knows the engine's protocol, the store, the decode pool and the outputs; it never looks
-into an inbox and never reads a source file.
+`thread` has files decoded and sees them to their end: `claiming` says which come next, `reuse`
+which answers are known. `answering` is the thread that drives the engine, which wakes the other by
+a `bell`; `asking` says what is asked, within the device's memory. `endings` decides, by whose fault
+something is, what becomes of a job; `originals` does with source files what their inbox wants.
+It knows the engine's protocol, the store, the decode pool and the outputs; it never looks into an
+inbox and never reads a source file.
 """
 
 from __future__ import annotations

@@ -24,32 +24,28 @@ from phi4d.job import (
     Completion,
     Job,
     Kind,
-    Priority,
     Result,
     Sampling,
-    display_name,
-    likely_seconds,
     question,
 )
 from phi4d.media.pool import DecodePool, Decoding
 from phi4d.meter import Meter, Phase
-from phi4d.outputs import told
-from phi4d.scheduler import Pauses, Turns
+from phi4d.scheduler import Pauses
 from phi4d.slots import Slots
 from phi4d.store import Store
 from phi4d.task import Rule, Task
 from phi4d.worker.answering import Answering, Part
 from phi4d.worker.asking import Asking
 from phi4d.worker.bell import Bell
+from phi4d.worker.claiming import Claiming
 from phi4d.worker.endings import Endings, Surroundings
 from phi4d.worker.originals import Originals
+from phi4d.worker.reuse import Reuse
 
 log = logging.getLogger(__name__)
 
 CLAIM = 4  # files taken at once, where fewer would do: each time costs a sync of the store's disk
 READY = 16  # parts that wait for room at the engine, at most: each may be a picture of 22 MB
-LONG_SECONDS = 600.0  # a recording of more keeps its decode process for long
-LOOK_PAST = 256  # long recordings that wait may stand before what is short in their queue
 IDLE_SECONDS = 1.0
 LOOK_SECONDS = 0.25  # how often decode processes are looked at that say nothing
 BUSY_SECONDS = 30.0  # how often a model that was unloaded is tried again if it cannot be loaded
@@ -121,7 +117,6 @@ class Worker(threading.Thread):
         self._slots = slots or Slots([engine.device])
         self._slots.rests(self, idle=True)
         self._sampling = sampling
-        self._reuse = reuse
         self._ahead = ahead
         self._meter = meter or Meter()
         self._clock = clock
@@ -130,7 +125,6 @@ class Worker(threading.Thread):
         """before that nothing is taken: other programs have the memory that the model wants"""
         self._next_look = clock()
         """before that nobody looks for jobs, if nobody says that there are any"""
-        self._turns = Turns(self._priority)
         self._bell = Bell()
         self._news = threading.Event()
         self._stopping = threading.Event()
@@ -147,8 +141,6 @@ class Worker(threading.Thread):
         self._paused: set[str] = set()
         self._paced = self._meter.clock()
         self._originals = originals or Originals(store, rules)
-        self._not_copied: set[int] = set()
-        """jobs whose answer was known, but whose sidecars to copy had gone"""
         self._endings = Endings(
             store,
             pauses,
@@ -164,6 +156,10 @@ class Worker(threading.Thread):
             meter=self._meter,
             clock=clock,
         )
+        self._claiming = Claiming(
+            engine.device, store, rules, pauses, self._slots, self, self._endings, clock
+        )
+        self._reuse = Reuse(store, rules, self._endings, enabled=reuse)
         self._asking = Asking(
             engine, self._slots, self._endings, max_new_tokens=max_new_tokens, meter=self._meter
         )
@@ -195,7 +191,7 @@ class Worker(threading.Thread):
         self._asking.change(max_new_tokens)
         self._endings.change(retry_seconds, max_attempts)
         self._sampling = sampling
-        self._reuse = reuse
+        self._reuse.enabled = reuse
         self._ahead = ahead
 
     def wake(self) -> None:
@@ -334,7 +330,7 @@ class Worker(threading.Thread):
         try:
             self._originals.settle_due(self.beat)
             rules = dict(self._rules)  # these jobs keep them, whatever the configuration becomes
-            claimed = self._claimed(n, rules)
+            claimed = self._claiming.claim(n, rules, self._tasks.values(), self._ahead)
         except EnvironmentFault as fault:
             log.warning("%s", fault)
             self._next_look = now + IDLE_SECONDS
@@ -362,37 +358,6 @@ class Worker(threading.Thread):
         waiting = self._answering.ready().keys() - self._readings.keys()
         return max(free, CLAIM) if free > 0 and len(waiting) < self._most_ready() else 0
 
-    def _claimed(self, n: int, rules: Mapping[str, Rule]) -> list[Job]:
-        inboxes = [name for name in rules if name not in self._paused]
-        for inbox in inboxes:  # one for which nothing is to be done works again, too
-            if self._pauses.on_trial(inbox) and not self._store.busy([inbox]):
-                self._endings.try_again(inbox)
-        refused = self._slots.refused(self._engine.device)
-        others = self._slots.resting(self)
-        waiting = self._waiting(n + others, inboxes, refused)
-        left = len(waiting) - others  # the first to have something leaves the rest to the others
-        chosen = self._turns.pick(waiting, min(n, left if self._tasks else max(1, left)))
-        for inbox in {job.inbox for job in chosen}:
-            if self._pauses.on_trial(inbox) and not self._endings.can_go_on(inbox):
-                chosen = [job for job in chosen if job.inbox != inbox]
-        if not chosen:
-            return []
-        return self._store.claim([job.id for job in chosen], self._engine.device)
-
-    def _priority(self, inbox: str) -> Priority:
-        rule = self._rules.get(inbox)
-        return rule.priority if rule else "normal"
-
-    def _waiting(self, each: int, inboxes: list[str], refused: list[int]) -> list[Job]:
-        """What waits, but no more long recordings than leave a decode process to what is short."""
-        has = sum(_is_long(task.job) for task in self._tasks.values() if not task.decoded)
-        free = max(1, self._ahead - 1) - has
-        if free <= 0:
-            each += LOOK_PAST
-        jobs = self._store.waiting(each, inboxes, refused)
-        long = [job for job in jobs if _is_long(job)]
-        return [job for job in jobs if job not in long[max(0, free) :]]
-
     def _task(self, job: Job, rule: Rule) -> Task:
         job_log = logs.for_job(log, job, self._engine.device)
         task = Task(job, rule, job_log, self._clock(), self._sampling)
@@ -411,7 +376,7 @@ class Worker(threading.Thread):
                         task.source,
                         task.job.kind,
                         task.job.fingerprint,
-                        known=self._answered(task),
+                        known=self._reuse.contents(task),
                         prepare=self._engine.preparation,
                     )
                     if stream is None:
@@ -486,22 +451,14 @@ class Worker(threading.Thread):
         task.digest = stream.digest
         task.decoded = not stream.is_known
         if stream.is_known:
-            self._copy(task)
+            with self._faults_of(task, "write"):
+                self._reuse.copy(task)
         self._finish_if_ready(task)
 
     def _close(self, reading: _Reading) -> None:
         del self._readings[reading.task.job.id]
         reading.stream.close()
         self._meter.spent(Phase.DECODE, reading.task.job.kind, reading.stream.seconds)
-
-    def _answered(self, task: Task) -> list[str] | None:
-        """The contents of which the answer to a task's question is known; None: do not look."""
-        if not self._reuse:
-            return None
-        if task.job.fresh or task.job.id in self._not_copied:
-            return []
-        task.answered = self._store.answered(task.job.fingerprint.size, task.question)
-        return list(task.answered)
 
     def _twin(self, task: Task) -> Task | None:
         """The task that asks the same about the same bytes; its answer will be copied."""
@@ -566,26 +523,9 @@ class Worker(threading.Thread):
         except Exception as error:
             self._unexpected([task], error)
 
-    def _copy(self, task: Task) -> None:
-        """Answer a file with the sidecars of another one that has the same bytes."""
-        inbox, path = task.answered[task.digest]
-        rule = self._rules.get(inbox)
-        known = rule and told.read(rule.outbox, path)
-        if (
-            not known
-            or known.content != task.digest
-            or known.question != task.question
-            or not known.reusable
-        ):
-            self._not_copied.add(task.job.id)
-            self._endings.put_back([task], count=False)
-            return
-        with self._faults_of(task, "write"):
-            self._endings.done(task, known.result, reused_from=display_name(inbox, path))
-
     def _finish_if_ready(self, task: Task) -> None:
         if task.complete:
-            self._not_copied.discard(task.job.id)
+            self._reuse.forget(task)
             result = task.result(self._engine.model, self._engine.device, self._clock())
             with self._faults_of(task, "write"):
                 self._endings.done(task, result)
@@ -631,11 +571,6 @@ class Worker(threading.Thread):
         kinds = Counter(task.job.kind for task in self._tasks.values())
         for kind, n in kinds.items():
             self._meter.worked(kind, seconds * n / kinds.total())
-
-
-def _is_long(job: Job) -> bool:
-    """Whether decoding a job's file probably keeps a process for as long as its answers take."""
-    return likely_seconds(job.kind, job.fingerprint.size) > LONG_SECONDS
 
 
 def _has_all(task: Task) -> bool:

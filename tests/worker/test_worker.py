@@ -190,7 +190,7 @@ class TestWork:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         # given two recordings that count as long, more of which waits than the engine has room for
-        monkeypatch.setattr("phi4d.worker.thread.LONG_SECONDS", 1.0)
+        monkeypatch.setattr("phi4d.worker.claiming.LONG_SECONDS", 1.0)
         desk.add(*(Path(shutil.copy(LONG, desk.inbox / f"{n}.mp3")) for n in range(2)))
         engine = FakeEngine(gate=threading.Event())
         worker = desk.start(engine, batch_size=1, ahead=2)
