@@ -173,10 +173,12 @@ class TestTakenUp:
         home.write("batch_size = 1", **{"in": "", "scans": 'priority = "high"'})
         assert daemon.reload() == Outcome((), 'inbox "scans" (priority)')
         control.ask(tmp_path / "state/control", "resume")
-        # then it does, but that two are decoded side by side
+        # then it does, as far as files are not decoded side by side
         home.wait_for(*(f"{box}/{file.name}" for box, file in files))
         order = [name.partition("/")[0] for name in home.ended]
-        assert (order[:2], order[-2:]) == (["scans"] * 2, ["in"] * 2)
+        assert order[0] == "scans"
+        places = {box: [n for n, each in enumerate(order) if each == box] for box in order}
+        assert sum(places["scans"]) < sum(places["in"])
 
     def test_another_outbox_is_tried_at_once(
         self, home: Home, daemon: Daemon, tmp_path: Path, make_picture: Picture
