@@ -246,7 +246,7 @@ def _slots(snapshot: Snapshot, now: float) -> list[str]:
         if slot["tokens_per_second"]:
             facts.append(f"{slot['tokens_per_second']:.0f} tokens/s")
         if slot["batch"]:
-            facts.append(f"{slot['batch']:.1f} in a call")
+            facts.append(f"{slot['batch']:.1f} at a time")
         if facts:
             lines.append("  " + ", ".join(facts))
         files = slot["files"]

@@ -89,7 +89,7 @@ def test_everything_for_people() -> None:
         "all done in 14 min but for what is paused or held up",
         "",
         "cuda:0  a model, bfloat16, sdpa",
-        "  23.4 of 80.0 GB in use, 412 tokens/s, 7.5 in a call",
+        "  23.4 of 80.0 GB in use, 412 tokens/s, 7.5 at a time",
         "  photos/0.jpg, 0 s",
         "  photos/1.jpg, 1 s",
         "  photos/2.jpg, 2 s",
