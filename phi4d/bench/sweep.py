@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from phi4d.bench.rate import Rate, measure
-from phi4d.engine import Engine
+from phi4d.engine import Engine, devices
 from phi4d.errors import DeviceError, DeviceLost
 from phi4d.job import Kind, Request
 
@@ -157,7 +156,7 @@ def sweep_threads(
         FileError: a request that cannot be answered.
     """
     points: list[Point] = []
-    for count in sorted(set(threads)) or halved(len(os.sched_getaffinity(0))):
+    for count in sorted(set(threads)) or halved(devices.cpu_count()):
         set_threads(count)
         telling = _saying(say, engine, size, count)
         points.append(Point(count, _rates(engine, requests, size, seconds, telling, clock)))

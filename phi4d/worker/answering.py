@@ -47,6 +47,11 @@ class Part:
     """when the engine was given it"""
 
 
+def tasks_of(parts: Sequence[Part]) -> list[Task]:
+    """The tasks that parts belong to, each once."""
+    return list(dict.fromkeys(part.task for part in parts))
+
+
 @dataclass(frozen=True, slots=True)
 class Broken:
     """A stream that ended by an error."""

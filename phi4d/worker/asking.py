@@ -13,7 +13,7 @@ from phi4d.meter import Meter
 from phi4d.prepared.cutting import size
 from phi4d.slots import Slots
 from phi4d.task import Task
-from phi4d.worker.answering import Part
+from phi4d.worker.answering import Part, tasks_of
 from phi4d.worker.endings import Endings
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Asking:
 
         Several come back one by one; then it shows which it was.
         """
-        tasks = list({id(part.task): part.task for part in parts}.values())
+        tasks = tasks_of(parts)
         alone = all(part.alone for part in parts) or not self._slots.shared(self._engine.device)
         sole = len(tasks) == 1 and alone
         for task in tasks:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from phi4d.job import Job, Priority, likely_seconds
 from phi4d.scheduler import Pauses, Turns
@@ -29,7 +28,6 @@ class Claiming:
         slots: all workers' slots.
         slot: what the worker's own is known by among them.
         endings: tells whether an inbox whose pause is over can go on.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -41,7 +39,6 @@ class Claiming:
         slots: Slots,
         slot: object,
         endings: Endings,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device = device
         self._store = store
@@ -50,11 +47,10 @@ class Claiming:
         self._slots = slots
         self._slot = slot
         self._endings = endings
-        self._clock = clock
         self._turns = Turns(self._priority)
 
     def claim(
-        self, count: int, rules: Mapping[str, Rule], tasks: Collection[Task], ahead: int
+        self, count: int, inboxes: Sequence[str], tasks: Collection[Task], ahead: int
     ) -> list[Job]:
         """Take what comes next.
 
@@ -62,15 +58,13 @@ class Claiming:
 
         Args:
             count: how many at most.
-            rules: the inboxes to take from; those that pause are left out.
+            inboxes: to take from; none of them pauses.
             tasks: what the worker has.
             ahead: how many files it may have decoded at once.
 
         Raises:
             EnvironmentFault: the store cannot be read or written.
         """
-        paused = self._pauses.paused(self._clock())
-        inboxes = [name for name in rules if name not in paused]
         for inbox in inboxes:  # one for which nothing is to be done works again, too
             if self._pauses.on_trial(inbox) and not self._store.busy([inbox]):
                 self._endings.try_again(inbox)
@@ -89,8 +83,8 @@ class Claiming:
         if long <= 0:
             each += LOOK_PAST
         jobs = self._store.waiting(each, inboxes, self._slots.refused(self._device))
-        too_many = [job for job in jobs if is_long(job)][max(0, long) :]
-        return [job for job in jobs if job not in too_many]
+        too_many = {job.id for job in [job for job in jobs if is_long(job)][max(0, long) :]}
+        return [job for job in jobs if job.id not in too_many]
 
     def _priority(self, inbox: str) -> Priority:
         rule = self._rules.get(inbox)

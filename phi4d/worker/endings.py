@@ -120,8 +120,6 @@ class Endings:
         """What goes wrong with a file ends, puts off or puts back its job, and no other."""
         try:
             yield
-        except Cancelled:  # its job has been given up already
-            pass
         except FileChanged as error:
             self._changed(task, error)
         except DecoderDied as error:

@@ -34,7 +34,7 @@ from phi4d.scheduler import Pauses
 from phi4d.slots import Slots
 from phi4d.store import Store
 from phi4d.task import Rule, Task
-from phi4d.worker.answering import Answering, Part
+from phi4d.worker.answering import Answering, Part, tasks_of
 from phi4d.worker.asking import Asking
 from phi4d.worker.bell import Bell
 from phi4d.worker.claiming import Claiming
@@ -157,7 +157,7 @@ class Worker(threading.Thread):
             clock=clock,
         )
         self._claiming = Claiming(
-            engine.device, store, rules, pauses, self._slots, self, self._endings, clock
+            engine.device, store, rules, pauses, self._slots, self, self._endings
         )
         self._reuse = Reuse(store, rules, self._endings, enabled=reuse)
         self._asking = Asking(
@@ -330,7 +330,8 @@ class Worker(threading.Thread):
         try:
             self._originals.settle_due(self.beat)
             rules = dict(self._rules)  # these jobs keep them, whatever the configuration becomes
-            claimed = self._claiming.claim(n, rules, self._tasks.values(), self._ahead)
+            inboxes = [name for name in rules if name not in self._paused]
+            claimed = self._claiming.claim(n, inboxes, self._tasks.values(), self._ahead)
         except EnvironmentFault as fault:
             log.warning("%s", fault)
             self._next_look = now + IDLE_SECONDS
@@ -501,7 +502,7 @@ class Worker(threading.Thread):
             return
         if not isinstance(error, Exception):
             raise error
-        self._unexpected(list({id(part.task): part.task for part in parts}.values()), error)
+        self._unexpected(tasks_of(parts), error)
 
     def _unexpected(self, tasks: list[Task], error: Exception) -> None:
         names = ", ".join(task.name for task in tasks if not task.ended)
