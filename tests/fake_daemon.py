@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # ruff: noqa: E402 -- signals are blocked before numpy starts threads
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -20,29 +20,13 @@ from phi4d import config, daemon, log
 from phi4d.config import Config
 from phi4d.engine import Engine
 from phi4d.engine.fake import FakeEngine, describe
-from phi4d.engine.requests import Asked, Ended, Source
 from phi4d.errors import DeviceLost
 from phi4d.job import Request
 
 
-class Forgetful(FakeEngine):
-    """Nobody can ask another process for its engine's calls, and they hold all media."""
-
-    def serve(
-        self,
-        source: Source,
-        on_result: Callable[[Asked, Ended], None],
-        *,
-        on_step: Callable[[], None] | None = None,
-    ) -> None:
-        def told(asked: Asked, ended: Ended) -> None:
-            self.calls.clear()
-            on_result(asked, ended)
-
-        super().serve(source, told, on_step=on_step)
-
-
-def answer(request: Request) -> str:
+def answer(engine: FakeEngine, request: Request) -> str:
+    # nobody can ask another process for its engine's calls, and they hold all media
+    engine.calls.clear()
     # "lost": there is a picture that no device survives
     if "lost" in sys.argv and request.media.shape[1:2] == (13,):
         raise DeviceLost("cpu: an illegal memory access was encountered")
@@ -53,7 +37,9 @@ def engines(settled: Config) -> Iterator[Engine]:
     # "slow": the gate never opens, so that there is always work under way
     gate = Event() if "slow" in sys.argv else None
     for device in settled.device.split(","):
-        yield Forgetful(device=device, gate=gate, answer=answer)
+        engine = FakeEngine(device=device, gate=gate)
+        engine.answer = partial(answer, engine)
+        yield engine
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -73,11 +74,16 @@ def main() -> int:
     from phi4d.config import Config
     from phi4d.engine import Engine
     from phi4d.engine.fake import FakeEngine, describe
-    from phi4d.engine.requests import Asked, Ended, Source
     from phi4d.errors import EXIT_FAILURE, Phi4dError
     from phi4d.job import Kind, Request
 
-    def answer(request: Request) -> str:
+    answered = 0
+
+    def answer(engine: FakeEngine, request: Request) -> str:
+        nonlocal answered
+        answered += 1
+        if args.calls is not None and answered >= args.calls:
+            engine.gate = threading.Event()
         if request.kind is not Kind.IMAGE:
             return describe(request)
         number = int.from_bytes(request.media.reshape(-1)[:6].tobytes(), "big")
@@ -85,31 +91,11 @@ def main() -> int:
             append(args.asked, f"{args.life} {number} {time.monotonic_ns()}")
         return f"number {number}"
 
-    class Engaged(FakeEngine):
-        """Answers so many requests, or a few more, and then none."""
-
-        def serve(
-            self,
-            source: Source,
-            on_result: Callable[[Asked, Ended], None],
-            *,
-            on_step: Callable[[], None] | None = None,
-        ) -> None:
-            def told(asked: Asked, ended: Ended) -> None:
-                nonlocal answered
-                answered += 1
-                if args.calls is not None and answered >= args.calls:
-                    self.gate = threading.Event()
-                on_result(asked, ended)
-
-            super().serve(source, told, on_step=on_step)
-
-    answered = 0
-
     def engines(settled: Config) -> Iterator[Engine]:
         for device in settled.device.split(","):
-            gate = threading.Event() if args.calls == 0 else None
-            yield Engaged(device=device, gate=gate, answer=answer)
+            engine = FakeEngine(device=device, gate=threading.Event() if args.calls == 0 else None)
+            engine.answer = partial(answer, engine)
+            yield engine
 
     for _ in range(args.busy):
         threading.Thread(target=hold_up, daemon=True).start()
