@@ -39,6 +39,11 @@ class Kind(StrEnum):
     IMAGE = "image"
     AUDIO = "audio"
 
+    @property
+    def noun(self) -> str:
+        """What people call such a file."""
+        return "picture" if self is Kind.IMAGE else "recording"
+
 
 class State(StrEnum):
     """Where a job stands in the store."""

@@ -69,7 +69,7 @@ def words(kind: Kind, rung: Rung) -> str:
     """A rung for people: ``pictures: at most 12 crops, alone on the device``."""
     limits = [reduction(kind, rung.size)] if rung.size else []
     limits += ["alone on the device"] if rung.alone else []
-    return f"{'pictures' if kind is Kind.IMAGE else 'recordings'}: {', '.join(limits)}"
+    return f"{kind.noun}s: {', '.join(limits)}"
 
 
 def reduction(kind: Kind, size: int) -> str:

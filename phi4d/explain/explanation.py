@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from phi4d.job import Kind, State, printable
-
-NOUNS = {Kind.IMAGE: "picture", Kind.AUDIO: "recording"}
+from phi4d.job import State, printable
 
 
 @dataclass(slots=True)

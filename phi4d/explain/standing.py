@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 from phi4d import lock
 from phi4d.config import Config, Inbox
 from phi4d.errors import Cancelled, EnvironmentFault
-from phi4d.explain.explanation import NOUNS, Explanation, size
+from phi4d.explain.explanation import Explanation, size
 from phi4d.job import Fingerprint, State, printable
 from phi4d.outputs import foreign, names
 from phi4d.status import at
@@ -56,7 +56,7 @@ class Books:
         """When a version has its turn, in words; empty: it does not wait for one."""
         if row.state is not State.QUEUED or row.next_try:
             return ""
-        nouns = f"{NOUNS[row.job.kind]}s of its inbox"
+        nouns = f"{row.job.kind.noun}s of its inbox"
         words = [
             f"{n:,} of the {nouns} go before it" if n else f"first of the {nouns}"
             for n in self._ask(lambda reader: [reader.before(row.job)])

@@ -8,7 +8,7 @@ import stat
 from phi4d import inbox
 from phi4d.config import Config, Inbox
 from phi4d.errors import FileChanged, SourceFault
-from phi4d.explain.explanation import NOUNS, Explanation, size
+from phi4d.explain.explanation import Explanation, size
 from phi4d.job import Fingerprint, Inspection, printable
 from phi4d.media.probe import inspect, kind_of
 from phi4d.status import at
@@ -101,9 +101,9 @@ def _say_content(told: Explanation, fingerprint: Fingerprint, root: inbox.Root, 
     if seen.kind is None:
         told.refuse("it is neither a picture nor a recording")
     elif seen.kind not in root.kinds:
-        takes = " and ".join(sorted(f"{NOUNS[kind]}s" for kind in root.kinds))
+        takes = " and ".join(sorted(f"{kind.noun}s" for kind in root.kinds))
         told.refuse(
-            f"it is a {NOUNS[seen.kind]}, and its inbox takes only {takes}",
+            f"it is a {seen.kind.noun}, and its inbox takes only {takes}",
             f'if it is to be taken, add "{seen.kind}" to kinds of inbox "{root.name}"',
         )
     elif not seen.whole:

@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 DECODER_TRIES = 2  # a file that kills its decode process so often is at fault
 STORE_SECONDS = 1.0  # how often a store that cannot be written is tried again
-_NAMES = {Kind.IMAGE: "picture", Kind.AUDIO: "recording"}
 
 
 def _no_fault(inbox: str) -> str | None:  # noqa: ARG001 -- nobody watches
@@ -225,7 +224,7 @@ class Endings:
         self._finish(
             task,
             result,
-            f"{_NAMES[result.kind]}, {result.seconds:.1f} s, {how} → {output}",
+            f"{result.kind.noun}, {result.seconds:.1f} s, {how} → {output}",
             copied=bool(reused_from),
             seconds=round(result.seconds, 3),
             tokens=tokens,
